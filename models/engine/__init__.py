@@ -1,0 +1,1 @@
+"""The request wing: bytes of an image in, boxes out."""

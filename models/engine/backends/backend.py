@@ -1,0 +1,61 @@
+"""The protocol that every runtime fulfils: two methods to load and to infer, two to warm and to free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from models.types import Release
+
+Shape = tuple[int, int]
+"""(height, width) of a tensor in pixels, both multiples of the release's stride."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a session is driven: calls in flight at once (>= 1), images a call at most (>= 1)."""
+
+    lanes: int
+    max_batch: int
+
+
+class Session(Protocol):
+    """One release loaded into one runtime. Methods block and run on worker threads, never on an event loop."""
+
+    @property
+    def plan(self) -> Plan:
+        """Return how many calls may run at once and how many images each may hold."""
+        ...
+
+    def infer(self, batch: NDArray[np.uint8], lane: int) -> NDArray[np.float32]:
+        """Run the network on ``batch``, uint8 (n, h, w, 3) RGB, on lane ``lane`` (0 to plan.lanes - 1).
+
+        Returns float32 (n, k, 6) for an end2end head or (n, 4 + classes, anchors) for a raw one; the array
+        belongs to the caller. At most one call runs on a lane at a time. Raises BackendError.
+        """
+        ...
+
+    def warm(self, shape: Shape) -> None:
+        """Make the first real batch of ``shape`` as fast as the later ones. Raises BackendError."""
+        ...
+
+    def close(self) -> None:
+        """Free what the release holds; no call may run or follow. Idempotent."""
+        ...
+
+
+class Backend(Protocol):
+    """A runtime: makes sessions out of releases."""
+
+    @property
+    def name(self) -> str:
+        """Return the runtime's name, as answers carry it in ``backend``."""
+        ...
+
+    def load(self, release: Release) -> Session:
+        """Load ``release``; blocks. Raises ReleaseRejectedError or ReleaseFaultError with step ``load``."""
+        ...

@@ -1,0 +1,94 @@
+"""The Registry port: what Steelyard asks of a model registry. All methods block; call them on worker threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+PRODUCTION = "production"
+"""The alias that names the desired version of a model."""
+
+STATE_TAG = "steelyard.state"
+READY = "ready"
+DIGEST_TAG = "steelyard.digest"
+SOURCE_TAG = "steelyard.source_sha256"
+SIGNATURE_TAG = "steelyard.signature"
+PROMOTABLE_TAG = "steelyard.promotable"
+"""``true``, or the reason why this version may not be promoted."""
+PROMOTION_TAG = "steelyard.promotion"
+"""Tag of the model, rewritten by every promote: its id tells a repeated promote of one version from a poll."""
+SERVING_TAG = "steelyard.serving"
+"""Tag of the model, written by the rollout actor only: JSON of generation, version and digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionInfo:
+    """One registered version. ``state`` is the ready tag's value or "" where it is missing."""
+
+    model: str
+    version: str
+    digest: str
+    state: str
+    promotable: str
+    source_sha256: str
+    created: str
+    """UTC, ISO 8601."""
+    aliases: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What the registry wants served: the production alias as read now.
+
+    promotion: id of the latest promote or rollback; a new id lifts a rejection, the same one does not.
+    state, digest: of the version named; "" where the tag is missing.
+    """
+
+    model: str
+    version: str
+    digest: str
+    state: str
+    promotion: str
+
+
+class Registry(Protocol):
+    """Named models with numbered, immutable versions, aliases and tags. Every method may raise RegistryError."""
+
+    def models(self) -> list[str]:
+        """Return the names of all registered models, sorted."""
+        ...
+
+    def versions(self, model: str) -> list[VersionInfo]:
+        """Return all versions, oldest first, those not ready too. Raises UnknownModelError."""
+        ...
+
+    def version(self, model: str, version: str) -> VersionInfo:
+        """Return one version. Raises UnknownModelError or UnknownVersionError."""
+        ...
+
+    def desired(self, model: str) -> Desired | None:
+        """Return what the production alias names, or None where nothing was ever promoted."""
+        ...
+
+    def create_version(
+        self, model: str, folder: Path, *, tags: Mapping[str, str], metrics: Mapping[str, float]
+    ) -> VersionInfo:
+        """Store ``folder`` as a new version; the ready tag is set last, so a crash leaves nothing half visible."""
+        ...
+
+    def fetch(self, model: str, version: str, destination: Path) -> None:
+        """Download the version's files into ``destination`` (an existing, empty folder). Nothing is verified here."""
+        ...
+
+    def promote(self, model: str, version: str, *, promotion: str, reason: str) -> Desired:
+        """Point the production alias at ``version`` under the promotion id. Raises UnknownVersionError."""
+        ...
+
+    def record_serving(self, model: str, *, generation: int, version: str, digest: str) -> None:
+        """Write what the fleet has committed, for people and audits; nobody reads it back to decide."""
+        ...

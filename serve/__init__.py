@@ -1,0 +1,1 @@
+"""The edge of Steelyard: the only place that knows HTTP and Ray."""

@@ -1,0 +1,192 @@
+"""Every knob of the service: one class, one docstring a field, illegal combinations refused at start."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from models.errors import SettingsError
+
+
+class Settings(BaseSettings):
+    """Settings of one service. Each is read from ``STEELYARD_<NAME>`` when an instance is made, never at import."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="STEELYARD_", extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    home: Path = Path(".steelyard")
+    """Folder of all state: registry, artifact store, release cache, logs."""
+
+    host: str = "127.0.0.1"
+    """Address the service listens on. Other than loopback needs an admin key."""
+
+    port: int = Field(default=8000, ge=1, le=65535)
+    """TCP port of the HTTP API."""
+
+    models: Annotated[tuple[str, ...], NoDecode] = ("checkout",)
+    """Names of the models to serve, comma-separated; the first answers ``/v1/detect``."""
+
+    registry_uri: str | None = None
+    """MLflow tracking URI; unset means SQLite inside the home folder."""
+
+    replicas: int = Field(default=1, ge=1, le=1024)
+    """Number of replicas when autoscaling is off."""
+
+    min_replicas: int | None = Field(default=None, ge=1, le=1024)
+    """Fewest replicas under autoscaling; give it together with max_replicas."""
+
+    max_replicas: int | None = Field(default=None, ge=1, le=1024)
+    """Most replicas under autoscaling; give it together with min_replicas."""
+
+    gpus: float = Field(default=0.0, ge=0.0, le=16.0)
+    """GPUs a replica reserves; a fraction shares one. 0 serves on the CPU."""
+
+    cpus: float | None = Field(default=None, gt=0.0, le=256.0)
+    """CPU cores a replica reserves and may use with all its threads; unset shares the machine's cores out."""
+
+    backend: Literal["auto", "openvino", "onnxruntime", "fake"] = "auto"
+    """Runtime of the detector; ``auto`` takes OpenVINO on x86 CPUs and ONNX Runtime elsewhere and on GPUs."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the runtime; ``auto`` takes bf16 where the CPU has it."""
+
+    lanes: int | None = Field(default=None, ge=1, le=64)
+    """Runtime calls in flight at once; unset lets the warm-up measure it."""
+
+    max_batch: int | None = Field(default=None, ge=1, le=256)
+    """Most images in one runtime call; unset lets the warm-up measure it."""
+
+    max_queue: int = Field(default=256, ge=1, le=100_000)
+    """Images that may wait in one replica; more are refused with 429."""
+
+    request_timeout_s: float = Field(default=30.0, gt=0.0, le=600.0)
+    """Longest time one request may take, queueing included (seconds)."""
+
+    max_body_bytes: int = Field(default=20 * 1024 * 1024, ge=1024)
+    """Largest request body accepted (bytes)."""
+
+    max_images: int = Field(default=16, ge=1, le=256)
+    """Most images in one request."""
+
+    max_pixels: int = Field(default=64_000_000, ge=1)
+    """Largest image accepted (width x height in pixels), checked before any pixel is decoded."""
+
+    max_side: int = Field(default=16_384, ge=32)
+    """Longest image side accepted (pixels)."""
+
+    memory_budget_mb: int = Field(default=1500, ge=256)
+    """Memory that the releases and compiled shapes of one replica may take (MiB)."""
+
+    poll_interval_s: float = Field(default=5.0, ge=0.1, le=3600.0)
+    """Mean time between two reads of the production alias (seconds, jittered by a fifth)."""
+
+    hold_deadline_s: float = Field(default=0.5, ge=0.05, le=5.0)
+    """Longest time a replica holds its batches for a commit before it asks the ledger (seconds)."""
+
+    in_doubt_limit_s: float = Field(default=5.0, ge=0.1, le=60.0)
+    """Time without a reachable ledger during a hold after which a replica answers 503 (seconds)."""
+
+    prepare_timeout_s: float = Field(default=120.0, ge=1.0, le=3600.0)
+    """Longest time a replica may take to load, warm and test a release (seconds)."""
+
+    admin_key: SecretStr | None = None
+    """Key that admin routes demand in ``Authorization: Bearer``; may be unset only on loopback."""
+
+    allow_fault_injection: bool = False
+    """Lets tests arm the named fault points of the rollout; refused when not bound to loopback."""
+
+    idle_check_s: float = Field(default=60.0, ge=1.0, le=3600.0)
+    """Time without a request after which a replica proves on a golden image that it still sees (seconds)."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log lines that are written."""
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_models(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _refuse_illegal_combinations(self) -> Self:
+        if not self.models:
+            msg = "models is empty: name at least one model to serve"
+            raise ValueError(msg)
+        if len(set(self.models)) != len(self.models):
+            msg = "models names one model twice: name each once"
+            raise ValueError(msg)
+        if (self.min_replicas is None) != (self.max_replicas is None):
+            msg = "min_replicas and max_replicas go together: set both or neither"
+            raise ValueError(msg)
+        if self.min_replicas is not None and self.max_replicas is not None and self.min_replicas > self.max_replicas:
+            msg = f"min_replicas={self.min_replicas} exceeds max_replicas={self.max_replicas}: swap them"
+            raise ValueError(msg)
+        if not is_loopback(self.host):
+            if self.admin_key is None:
+                msg = f"host={self.host} is not loopback: set STEELYARD_ADMIN_KEY first, or bind 127.0.0.1"
+                raise ValueError(msg)
+            if self.allow_fault_injection:
+                msg = "allow_fault_injection is for tests on loopback only: unset it"
+                raise ValueError(msg)
+        return self
+
+    @property
+    def root(self) -> Path:
+        """Return the absolute home folder."""
+        return self.home.expanduser().absolute()
+
+    @property
+    def tracking_uri(self) -> str:
+        """Return the MLflow URI in force: the given one, else SQLite inside the home folder."""
+        return self.registry_uri or f"sqlite:///{self.root / 'registry' / 'mlflow.db'}"
+
+    @property
+    def cache(self) -> Path:
+        """Return the folder of the content-addressed release cache."""
+        return self.root / "cache"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether ``host`` names this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the environment now and return the settings; ``overrides`` win. Raises SettingsError in one sentence."""
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        setting = f"STEELYARD_{where.upper()}: " if where else ""
+        msg = f"{setting}{first['msg'].removeprefix('Value error, ')}"
+        raise SettingsError(msg) from None
+
+
+def to_environment(settings: Settings) -> dict[str, str]:
+    """Return ``STEELYARD_*`` variables from which a child process reads the same settings."""
+    environment: dict[str, str] = {}
+    for name, value in settings:
+        if value is None:
+            continue
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        text = ",".join(text) if isinstance(text, tuple) else text
+        environment[f"STEELYARD_{name.upper()}"] = str(settings.root) if name == "home" else str(text)
+    return environment
+
+
+def available_cores() -> int:
+    """Return the number of CPU cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
