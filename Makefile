@@ -1,0 +1,65 @@
+# Every command a person or a machine needs. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL ?=
+REPLICAS ?=
+STEELYARD_SHARED ?= ../shared
+export STEELYARD_SHARED
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check faults faults-sample bench lock demo clean
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+serve: $(VENV)/.runtime ## Serve on http://127.0.0.1:8000 (MODEL=weights.pt, REPLICAS=2)
+	@exec $(BIN)/steelyard serve $(if $(MODEL),--model "$(MODEL)") $(if $(REPLICAS),--replicas $(REPLICAS))
+
+test: $(VENV)/.dev ## Run the unit, integration and end-to-end tests
+	$(BIN)/pytest tests/unit tests/integration tests/e2e
+
+check: $(VENV)/.dev ## Lint, types, architecture, manifests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/interrogate -q tests
+	$(BIN)/python k8s/check.py
+
+faults: $(VENV)/.dev ## Run the long suite of injected faults
+	$(BIN)/pytest tests/faults
+
+faults-sample: $(VENV)/.dev ## Run the faults that CI samples
+	$(BIN)/pytest tests/faults -m sample
+
+bench: $(VENV)/.dev ## Measure rate and latency against a service of our own (minutes)
+	$(BIN)/python loadtest/closed_loop.py --serve --seconds 30
+
+demo: $(VENV)/.runtime ## Train the embedded demo detector again from nothing (about half an hour)
+	$(BIN)/python -m models.demo.train --out demo-weights
+
+lock: ## Pin every dependency again (needs pip-tools on the path)
+	pip-compile -q --upgrade --extra cpu --strip-extras --no-emit-index-url --no-emit-find-links --no-header --annotation-style=line -o requirements.lock pyproject.toml
+	sed -i -E 's/^torch==([0-9.]+)\+cpu/torch==\1/' requirements.lock
+	pip-compile -q --upgrade --group test --group lint -c requirements.lock --strip-extras --no-emit-index-url --no-emit-find-links --no-header --annotation-style=line -o requirements-dev.lock
+	sed -i -E 's/^torch==([0-9.]+)\+cpu/torch==\1/' requirements-dev.lock
+
+clean: ## Remove the virtual environment and caches; keeps .steelyard
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "Steelyard needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Run: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "Cannot create $(VENV): install Python's venv module (Debian: python3-venv)" >&2; exit 1; }
+
+$(VENV)/.runtime: requirements.lock pyproject.toml | $(VENV)/bin/python
+	@echo "Installing Steelyard into $(VENV) (once, a few minutes)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@touch $@
