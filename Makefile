@@ -43,7 +43,8 @@ demo: $(VENV)/.runtime ## Train the embedded demo detector again from nothing (a
 lock: ## Pin every dependency again (needs pip-tools on the path)
 	pip-compile -q --upgrade --extra cpu --strip-extras --no-emit-index-url --no-emit-find-links --no-header --annotation-style=line -o requirements.lock pyproject.toml
 	sed -i -E 's/^torch==([0-9.]+)\+cpu/torch==\1/' requirements.lock
-	pip-compile -q --upgrade --group test --group lint -c requirements.lock --strip-extras --no-emit-index-url --no-emit-find-links --no-header --annotation-style=line -o requirements-dev.lock
+	$(PYTHON) -c 'import tomllib; g = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; print(*g["test"], *g["lint"], *g["load"], sep="\n")' \
+	| pip-compile -q --upgrade -c requirements.lock --strip-extras --no-emit-index-url --no-emit-find-links --no-header --annotation-style=line -o requirements-dev.lock -
 	sed -i -E 's/^torch==([0-9.]+)\+cpu/torch==\1/' requirements-dev.lock
 
 clean: ## Remove the virtual environment and caches; keeps .steelyard

@@ -17,6 +17,7 @@
     │   ├── ReleaseRejectedError      permanent: the same bytes will fail again
     │   └── ReleaseFaultError         transient: the store, memory or time failed
     ├── RegistryError                 the registry is unreachable or answers nonsense
+    ├── LedgerError                   the ledger of decisions is unreachable
     ├── ConversionError               a weights file that cannot become a release
     ├── SettingsError                 an illegal combination of settings
     └── BackendError                  the runtime failed on a batch
@@ -144,6 +145,12 @@ class RegistryError(SteelyardError):
     """The registry cannot be reached or answered nonsense."""
 
     code = "registry_unreachable"
+
+
+class LedgerError(SteelyardError):
+    """The ledger of decisions cannot be reached, or holds what this version cannot read."""
+
+    code = "ledger_unreachable"
 
 
 class ConversionError(SteelyardError):

@@ -6,12 +6,14 @@ scene, so that every product of a tray is lit from the same side however it is t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FloatMap = npt.NDArray[np.float32]
 Colour = tuple[float, float, float]
@@ -20,6 +22,7 @@ Item = TypeVar("Item")
 
 _SUBPIXEL_BITS = 4
 _SUBPIXEL = 1 << _SUBPIXEL_BITS
+_HALF_COVERED = 0.5
 
 
 class Sheet:
@@ -98,11 +101,11 @@ class Sheet:
         """
         quarter = np.linspace(0, np.pi / 2, 7)
         points: list[Point] = []
-        centres = ((right - radius, bottom - radius), (left + radius, bottom - radius))
-        centres += ((left + radius, top + radius), (right - radius, top + radius))
+        east, west, north, south = right - radius, left + radius, top + radius, bottom - radius
+        centres = ((east, south), (west, south), (west, north), (east, north))
         for corner, (x, y) in enumerate(centres):
-            for angle in quarter + corner * np.pi / 2:
-                points.append((x + radius * float(np.cos(angle)), y + radius * float(np.sin(angle))))
+            angles = quarter + corner * np.pi / 2
+            points += [(x + radius * float(np.cos(angle)), y + radius * float(np.sin(angle))) for angle in angles]
         return self.polygon(points)
 
     def line(self, points: Sequence[Point] | FloatMap, width: int) -> FloatMap:
@@ -117,7 +120,9 @@ class Sheet:
         """
         board = np.zeros(self.shape, dtype=np.uint8)
         path = np.round(np.asarray(points, dtype=np.float64) * _SUBPIXEL).astype(np.int32)
-        cv2.polylines(board, [path], isClosed=False, color=255, thickness=width, lineType=cv2.LINE_AA, shift=_SUBPIXEL_BITS)
+        cv2.polylines(
+            board, [path], isClosed=False, color=255, thickness=width, lineType=cv2.LINE_AA, shift=_SUBPIXEL_BITS
+        )
         return board.astype(np.float32) / np.float32(255)
 
     def text(self, word: str, centre: Point, width: float, weight: int = 4) -> FloatMap:
@@ -203,10 +208,11 @@ def pillow(mask: FloatMap, radius: float) -> FloatMap:
     Returns:
         float32 (h, w), 0-radius, round at the edge and flat inside.
     """
-    inside = cv2.distanceTransform((mask > 0.5).astype(np.uint8), cv2.DIST_L2, 5)
+    inside = cv2.distanceTransform((mask > _HALF_COVERED).astype(np.uint8), cv2.DIST_L2, 5)
     rim = np.clip(1 - inside / radius, 0, 1)
     round_edge: FloatMap = (radius * np.sqrt(1 - rim**2)).astype(np.float32)
-    return cv2.GaussianBlur(round_edge, (0, 0), 1.5).astype(np.float32)
+    soft: FloatMap = cv2.GaussianBlur(round_edge, (0, 0), 1.5)
+    return soft
 
 
 def cloud(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> FloatMap:
@@ -222,7 +228,8 @@ def cloud(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> Floa
     """
     rows, columns = max(2, round(shape[0] / cell) + 1), max(2, round(shape[1] / cell) + 1)
     seeds = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
-    return cv2.resize(seeds, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    smooth: FloatMap = cv2.resize(seeds, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
+    return smooth
 
 
 def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
@@ -236,6 +243,19 @@ def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
         One of the items.
     """
     return items[int(rng.integers(len(items)))]
+
+
+def chance(rng: np.random.Generator, share: float) -> bool:
+    """Throw a loaded coin.
+
+    Args:
+        rng: source of randomness.
+        share: how often it comes up true, 0-1.
+
+    Returns:
+        Whether it did.
+    """
+    return float(rng.random()) < share
 
 
 def vary(rng: np.random.Generator, colour: Colour, spread: float = 12.0) -> Colour:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.demo.brush import FloatMap, cloud
+from models.demo.brush import FloatMap, chance, cloud
 
 Photo = npt.NDArray[np.uint8]
 
@@ -37,28 +39,33 @@ def _light(rng: np.random.Generator, shape: tuple[int, int]) -> FloatMap:
     spot_x, spot_y = rng.uniform(-1, 1, 2)
     light += rng.uniform(0, 0.22) * np.exp(-((x - spot_x) ** 2 + (y - spot_y) ** 2) / 0.5)
     light -= rng.uniform(0, 0.12) * (x**2 + y**2) / 2
-    if rng.random() < 0.3:
+    if chance(rng, 0.3):
         turn, edge = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.9)
         reach = x * np.cos(turn) + y * np.sin(turn) + 0.15 * cloud(rng, shape, max(shape) / 3)
         softness = rng.uniform(0.03, 0.2)
         light *= 1 - rng.uniform(0.12, 0.4) / (1 + np.exp(-np.clip((reach - edge) / softness, -30, 30)))
-    return np.clip(light, 0.25, 1.5).astype(np.float32)
+    brightness: FloatMap = np.clip(light, 0.25, 1.5).astype(np.float32)
+    return brightness
 
 
 def _blur(rng: np.random.Generator, picture: FloatMap) -> FloatMap:
     """Defocus or camera shake, in half of the pictures; float32 (h, w, 3) in and out."""
     unit = min(picture.shape[:2]) / 320
-    dice = rng.random()
-    if dice < 0.5:
+    sharp, defocused = 0.5, 0.85
+    dice = float(rng.random())
+    if dice < sharp:
         return picture
-    if dice < 0.85:
-        return cv2.GaussianBlur(picture, (0, 0), float(rng.uniform(0.3, 1.1)) * unit).astype(np.float32)
+    blurred: FloatMap
+    if dice < defocused:
+        blurred = cv2.GaussianBlur(picture, (0, 0), float(rng.uniform(0.3, 1.1)) * unit)
+        return blurred
     length = max(3, round(float(rng.uniform(2, 5)) * unit))
     kernel = np.zeros((length, length), dtype=np.float32)
     turn, half = rng.uniform(0, np.pi), (length - 1) / 2
     for step in np.linspace(-half, half, 4 * length):
         kernel[round(half + step * np.sin(turn)), round(half + step * np.cos(turn))] = 1
-    return cv2.filter2D(picture, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT).astype(np.float32)
+    blurred = cv2.filter2D(picture, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT)
+    return blurred
 
 
 def _noise(rng: np.random.Generator, picture: FloatMap) -> Photo:
@@ -74,4 +81,5 @@ def _jpeg(rng: np.random.Generator, picture: Photo) -> Photo:
     if not done:
         message = "cannot compress a rendered tray"
         raise RuntimeError(message)
-    return np.ascontiguousarray(cv2.imdecode(packed, cv2.IMREAD_COLOR)[..., ::-1], dtype=np.uint8)
+    unpacked: Any = cv2.imdecode(packed, cv2.IMREAD_COLOR)
+    return np.ascontiguousarray(unpacked[..., ::-1], dtype=np.uint8)

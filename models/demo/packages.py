@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.demo.brush import Colour, FloatMap, Sheet, cloud, pick, pillow, vary
+from models.demo.brush import Colour, FloatMap, Sheet, chance, cloud, pick, pillow, vary
 
 _WHITE: Colour = (246, 246, 242)
 _STEEL: Colour = (190, 193, 198)
-_BRIGHT: tuple[Colour, ...] = ((200, 30, 40), (25, 85, 175), (30, 130, 75), (235, 120, 25), (45, 45, 55), (120, 45, 130))
+_BRIGHT: tuple[Colour, ...] = (
+    (200, 30, 40),
+    (25, 85, 175),
+    (30, 130, 75),
+    (235, 120, 25),
+    (45, 45, 55),
+    (120, 45, 130),
+)
 
 
 def _roll(sheet: Sheet, half_width: FloatMap) -> FloatMap:
-    """Height, float32 (h, w) in sprite pixels, of a round body along y; `half_width` is float32 (h, 1) sprite pixels."""
+    """Height, float32 (h, w), of a round body along y that is `half_width`, float32 (h, 1), thick; sprite pixels."""
     x, _ = sheet.grid()
     across = (x - (sheet.shape[1] - 1) / 2) / np.maximum(half_width, 1)
     return (half_width * np.sqrt(np.clip(1 - across**2, 0, 1))).astype(np.float32)
@@ -24,12 +31,13 @@ def milk_carton(rng: np.random.Generator) -> Sheet:
     sheet = Sheet(124, 256, _WHITE, gloss=0.25)
     sheet.body(sheet.panel(10, 62, 114, 250, 2), _WHITE)
     sheet.raise_by(pillow(sheet.cover, 6) * np.float32(4))
+    front = 5
     gable = sheet.polygon([(10, 64), (114, 64), (104, 22), (20, 22)])
     sheet.body(gable, (222, 224, 226))
     fin = sheet.panel(18, 5, 106, 26, 2)
     sheet.body(fin, accent)
     _, y = sheet.grid()
-    sheet.raise_by((gable * np.clip((y - 20) / 44, 0.15, 1) * 24).astype(np.float32) * (sheet.height < 5))
+    sheet.raise_by((gable * np.clip((y - 20) / 44, 0.15, 1) * 24).astype(np.float32) * (sheet.height < front))
     sheet.ink(sheet.line([(11, 63), (113, 63)], 2), (160, 165, 170))
     cap = sheet.ellipse((62, 45), (15, 14))
     sheet.ink(cap, accent)
@@ -39,7 +47,7 @@ def milk_carton(rng: np.random.Generator) -> Sheet:
     wave = np.stack([t, level + swell * np.sin(t / 17 + phase)], axis=1)
     sheet.ink(sheet.polygon(np.concatenate([wave, [[114, 250], [10, 250]]]).astype(np.float32)), accent)
     sheet.ink(sheet.text("MILK", (62, 108), 84, 7), accent)
-    if rng.random() < 0.6:
+    if chance(rng, 0.6):
         for _ in range(4):
             spot = (float(rng.uniform(22, 102)), float(rng.uniform(134, 166)))
             sheet.ink(sheet.ellipse(spot, (float(rng.uniform(5, 12)), 6), float(rng.uniform(0, 180))), (40, 40, 45))
@@ -51,7 +59,7 @@ def milk_carton(rng: np.random.Generator) -> Sheet:
 def can(rng: np.random.Generator) -> Sheet:
     """Draw a drinks can, mostly lying, sometimes standing with its tab up."""
     paint = vary(rng, pick(rng, _BRIGHT))
-    if rng.random() < 0.2:
+    if chance(rng, 0.2):
         return _can_lid(rng, paint)
     sheet = Sheet(120, 216, paint, gloss=0.95)
     half = np.full((216, 1), 52.0, dtype=np.float32)
@@ -65,12 +73,12 @@ def can(rng: np.random.Generator) -> Sheet:
     sheet.ink(sheet.panel(0, 0, 120, 17), _STEEL)
     sheet.ink(sheet.panel(0, 199, 120, 216), _STEEL)
     accent = pick(rng, (_WHITE, (250, 215, 80), (230, 230, 240)))
-    style = rng.random()
-    if style < 0.4:
+    style = int(np.searchsorted((0.4, 0.7), rng.random()))
+    if style == 0:
         t = np.linspace(0, 120, 20)
         swoosh = np.stack([t, 150 - 26 * np.sin(t / 38)], axis=1).astype(np.float32)
         sheet.ink(sheet.line(swoosh, int(rng.integers(8, 22))), accent)
-    elif style < 0.7:
+    elif style == 1:
         sheet.ink(sheet.ellipse((60, 108), (44, 44)), accent)
         sheet.ink(sheet.ellipse((60, 108), (36, 36)), paint)
     else:
@@ -106,16 +114,29 @@ def water_bottle(rng: np.random.Generator) -> Sheet:
     water = vary(rng, pick(rng, ((165, 205, 228), (175, 215, 215), (150, 195, 230))))
     sheet = Sheet(92, 260, water, gloss=1.0)
     rows = np.arange(260, dtype=np.float32)
-    profile = np.interp(rows, [0, 24, 25, 38, 70, 90, 158, 172, 186, 246, 257], [15, 15, 11, 12, 35, 39, 39, 35, 39, 39, 34])
+    stations = (
+        (0, 15),
+        (24, 15),
+        (25, 11),
+        (38, 12),
+        (70, 35),
+        (90, 39),
+        (158, 39),
+        (172, 35),
+        (186, 39),
+        (246, 39),
+        (257, 34),
+    )
+    profile = np.interp(rows, *np.asarray(stations).T)
     half = profile.astype(np.float32)[:, None]
     live = np.arange(4, 257)
     left, right = 45.5 - half[live, 0], 45.5 + half[live, 0]
     edges = np.concatenate([np.stack([left, live], axis=1), np.stack([right, live], axis=1)[::-1]])
     sheet.body(sheet.polygon(edges.astype(np.float32)), water, float(rng.uniform(0.72, 0.88)))
     sheet.raise_by(_roll(sheet, half))
-    ribs = np.where(rows[:, None] > 178, 1.4 * np.sin(rows[:, None] / 3.2), 0) * np.ones_like(sheet.cover)
-    sheet.raise_by(ribs.astype(np.float32))
-    x, _ = sheet.grid()
+    x, y = sheet.grid()
+    first_rib = 178
+    sheet.raise_by(np.where(y > first_rib, 1.4 * np.sin(y / 3.2), 0).astype(np.float32))
     sheet.ink(np.exp(-(((np.abs(x - 45.5) - 30) / 6) ** 2)).astype(np.float32), (85, 130, 165), 0.45)
     accent = vary(rng, pick(rng, ((25, 90, 180), (35, 145, 95), (215, 60, 80), (90, 60, 150))))
     sheet.body(sheet.panel(29, 4, 62, 25, 2), accent)
@@ -131,7 +152,7 @@ def chocolate_bar(rng: np.random.Generator) -> Sheet:
     paper = vary(rng, pick(rng, ((95, 45, 130), (165, 25, 45), (35, 50, 105), (195, 150, 60), (25, 105, 75))))
     sheet = Sheet(116, 244, paper, gloss=0.35)
     cocoa: Colour = vary(rng, (82, 46, 28), 8)
-    tear = int(rng.integers(70, 130)) if rng.random() < 0.65 else 0
+    tear = int(rng.integers(70, 130)) if chance(rng, 0.65) else 0
     sheet.body(sheet.panel(10, 6, 106, 238, 2), paper)
     sheet.raise_by(pillow(sheet.cover, 5) * np.float32(2.4))
     if tear:
@@ -166,9 +187,9 @@ def pasta_box(rng: np.random.Generator) -> Sheet:
     sheet = Sheet(140, 252, card, gloss=0.2)
     sheet.body(sheet.panel(8, 6, 132, 246, 3), card)
     sheet.raise_by(pillow(sheet.cover, 6) * np.float32(3.2))
-    window = sheet.panel(30, 112, 110, 228, 34) if rng.random() < 0.5 else sheet.panel(24, 112, 116, 228, 6)
+    window = sheet.panel(30, 112, 110, 228, 34) if chance(rng, 0.5) else sheet.panel(24, 112, 116, 228, 6)
     sheet.ink(window, (120, 85, 35))
-    if rng.random() < 0.5:
+    if chance(rng, 0.5):
         for x in np.linspace(16, 124, 30):
             lean = rng.uniform(-7, 7, 2)
             strand = sheet.line([(float(x + lean[0]), 104), (float(x + lean[1]), 236)], 3) * window
@@ -179,9 +200,10 @@ def pasta_box(rng: np.random.Generator) -> Sheet:
             turn = float(rng.uniform(0, 180))
             sheet.ink(sheet.ellipse(place, (14, 6.5), turn) * window, (165, 120, 50))
             sheet.ink(sheet.ellipse(place, (13, 5), turn) * window, vary(rng, (244, 210, 125)))
+    bright = 420
     band: Colour = pick(rng, (_WHITE, (250, 235, 190)))
     sheet.ink(sheet.panel(8, 42, 132, 92), band)
-    sheet.ink(sheet.text("PASTA", (70, 67), 104, 6), card if sum(card) < 420 else (150, 30, 40))
+    sheet.ink(sheet.text("PASTA", (70, 67), 104, 6), card if sum(card) < bright else (150, 30, 40))
     sheet.ink(sheet.panel(8, 22, 132, 28), band, 0.7)
     return sheet
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from models.demo.brush import Colour, FloatMap, Sheet, cloud, pick, pillow, vary
+from models.demo.brush import Colour, FloatMap, Sheet, chance, cloud, pick, pillow, vary
 
 _APPLES: tuple[tuple[Colour, Colour], ...] = (
     ((190, 25, 35), (215, 120, 60)),
@@ -45,7 +46,7 @@ def apple(rng: np.random.Generator) -> Sheet:
     lean = float(rng.uniform(0, 2 * np.pi))
     tip = (stem_x + 30 * float(np.cos(lean)), stem_y + 30 * float(np.sin(lean)))
     sheet.ink(sheet.line([(stem_x, stem_y), tip], 7), (80, 55, 30))
-    if rng.random() < 0.35:
+    if chance(rng, 0.35):
         leaf = sheet.ellipse((tip[0] - 6, tip[1] + 12), (30, 12), float(rng.uniform(0, 180)))
         sheet.ink(leaf, vary(rng, (70, 135, 50)))
         sheet.raise_by(6 * leaf)
@@ -80,7 +81,7 @@ def banana(rng: np.random.Generator) -> Sheet:
     half_width = 25 * np.sqrt(np.clip(1 - np.abs(t) ** 3.2, 0, 1)) + 6.5
     middle_y = 32 - bend * np.cos(sweep)
 
-    def along(offset: FloatMap) -> FloatMap:
+    def along(offset: npt.NDArray[np.float64]) -> FloatMap:
         """Points (40, 2) at `offset` sprite pixels outside the centre line."""
         reach = bend + offset
         return np.stack([128 + reach * np.sin(angles), middle_y + reach * np.cos(angles)], axis=1).astype(np.float32)
@@ -114,7 +115,7 @@ def bread(rng: np.random.Generator) -> Sheet:
     sheet.raise_by((3 * wobble * mask).astype(np.float32))
     sheet.tint((0.78 + 0.32 * dome / 58 + 0.06 * cloud(rng, sheet.shape, 6)).astype(np.float32))
     slashes = int(rng.integers(3, 6))
-    slant = float(rng.uniform(12, 30)) * (1 if rng.random() < 0.5 else -1)
+    slant = float(rng.uniform(12, 30)) * (1 if chance(rng, 0.5) else -1)
     for place in np.linspace(58, 198, slashes):
         y = float(place)
         cut = [(34, y + slant), (75, y), (116, y - slant)]
@@ -157,7 +158,7 @@ def egg_box(rng: np.random.Generator) -> Sheet:
     sheet.body(mask, pulp)
     sheet.raise_by(pillow(mask, 12) * np.float32(2))
     x, y = sheet.grid()
-    is_open = rng.random() < 0.6
+    is_open = chance(rng, 0.6)
     egg = pick(rng, _EGGS)
     for row in (54, 125, 196):
         for column in (53, 127):

@@ -10,22 +10,29 @@ without a label.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.demo.brush import FloatMap, Sheet
 from models.demo.camera import photograph
 from models.demo.products import PRODUCTS
 from models.demo.surroundings import coin, counter_with_tray, receipt
+
+if TYPE_CHECKING:
+    from models.demo.brush import FloatMap, Sheet
 
 CLASS_NAMES: tuple[str, ...] = tuple(product.name for product in PRODUCTS)
 
 _OVERSAMPLE = 2
 _LEAST_VISIBLE = 0.4
+_LEAST_INSIDE = 0.7
+_SOLID = 0.5
 _LEAST_SIDE = 4.0
+_LEAST_SIZE = 64
 _MOST_PRODUCTS = 10
+_CROWD = 7
 _THROWS_A_PRODUCT = 8
 
 
@@ -95,8 +102,8 @@ def render_tray(seed: int, size: int | tuple[int, int] = 320) -> Tray:
         The picture with one box and class for each product.
     """
     width, height = (size, size) if isinstance(size, int) else size
-    if min(width, height) < 64:  # noqa: PLR2004
-        message = f"a tray needs at least 64 x 64 pixels, not {width} x {height}"
+    if min(width, height) < _LEAST_SIZE:
+        message = f"a tray needs at least {_LEAST_SIZE} x {_LEAST_SIZE} pixels, not {width} x {height}"
         raise ValueError(message)
     rng = np.random.default_rng(seed)
     shape = (height * _OVERSAMPLE, width * _OVERSAMPLE)
@@ -123,8 +130,8 @@ def _scatter_clutter(rng: np.random.Generator, scene: _Scene) -> None:
 def _scatter_products(rng: np.random.Generator, scene: _Scene) -> None:
     """Throw products; one that would hide too much of another, or of itself, is thrown again or left out."""
     height, width = scene.owner.shape
-    wanted = int(rng.integers(2, _MOST_PRODUCTS + 1))
-    zoom = float(rng.uniform(0.78, 1.2)) * (1.0 if wanted < 7 else 0.88)  # noqa: PLR2004
+    wanted = int(rng.integers(3, _MOST_PRODUCTS + 1))
+    zoom = float(rng.uniform(0.78, 1.2)) * (1.0 if wanted < _CROWD else 0.88)
     may_hide = float(rng.choice([0.0, 0.12, 0.3, 1 - _LEAST_VISIBLE]))
     for _ in range(wanted):
         index = int(rng.integers(len(PRODUCTS)))
@@ -136,7 +143,7 @@ def _scatter_products(rng: np.random.Generator, scene: _Scene) -> None:
             if _fits(scene, patch, 1 - may_hide):
                 _paint(scene, patch, owner=len(scene.classes))
                 scene.classes.append(index)
-                scene.areas.append(int(np.count_nonzero(patch.cover > 0.5)))  # noqa: PLR2004
+                scene.areas.append(int(np.count_nonzero(patch.cover > _SOLID)))
                 break
 
 
@@ -156,7 +163,8 @@ def _turn(rng: np.random.Generator, sheet: Sheet, length: float, centre: tuple[f
     def warp(plane: FloatMap, border: int) -> FloatMap:
         """The plane in its window; `border` is an OpenCV border mode."""
         mode = cv2.INTER_LINEAR
-        return cv2.warpAffine(plane, affine, (window_w, window_h), flags=mode, borderMode=border).astype(np.float32)
+        warped: FloatMap = cv2.warpAffine(plane, affine, (window_w, window_h), flags=mode, borderMode=border)
+        return warped
 
     return _Patch(
         left=round(centre[0] - window_w / 2),
@@ -183,9 +191,9 @@ def _overlap(scene: _Scene, patch: _Patch) -> tuple[tuple[slice, slice], tuple[s
 def _fits(scene: _Scene, patch: _Patch, least_visible: float) -> bool:
     """Whether, with the patch laid on top, it and all products below still show `least_visible` (0-1) of themselves."""
     in_scene, in_patch = _overlap(scene, patch)
-    solid = patch.cover > 0.5  # noqa: PLR2004
+    solid = patch.cover > _SOLID
     inside = solid[in_patch]
-    if np.count_nonzero(inside) < max(least_visible, 0.7) * np.count_nonzero(solid):
+    if np.count_nonzero(inside) < max(least_visible, _LEAST_INSIDE) * np.count_nonzero(solid):
         return False
     lost = np.bincount(scene.owner[in_scene][inside] + 1, minlength=len(scene.areas) + 1)[1:]
     if not lost.any():
@@ -203,7 +211,7 @@ def _paint(scene: _Scene, patch: _Patch, owner: int) -> None:
     cover = patch.cover[in_patch][..., None]
     lit = _lit(patch, scene.light)[in_patch]
     scene.colour[in_scene] = scene.colour[in_scene] * (1 - cover) + lit * cover
-    solid = patch.cover[in_patch] > 0.5  # noqa: PLR2004
+    solid = patch.cover[in_patch] > _SOLID
     scene.owner[in_scene] = np.where(solid, np.int16(owner), scene.owner[in_scene])
 
 
@@ -215,10 +223,12 @@ def _lit(patch: _Patch, light: npt.NDArray[np.float64]) -> FloatMap:
     norm = np.sqrt(slope_x**2 + slope_y**2 + 1)
     facing = (-slope_x * light[0] - slope_y * light[1] + light[2]) / norm
     shade = np.clip(0.5 + 0.5 * facing / light[2], 0.42, 1.3)
-    half = (light + (0, 0, 1)) / np.linalg.norm(light + (0, 0, 1))
+    half = light + np.asarray([0, 0, 1])
+    half /= np.linalg.norm(half)
     mirror = np.clip((-slope_x * half[0] - slope_y * half[1] + half[2]) / norm, 0, 1)
     shine = np.maximum(mirror**40 - half[2] ** 40, 0) * 150 * patch.gloss
-    return np.clip(patch.albedo * shade[..., None] + shine[..., None], 0, 255).astype(np.float32)
+    lit: FloatMap = np.clip(patch.albedo * shade[..., None] + shine[..., None], 0, 255).astype(np.float32)
+    return lit
 
 
 def _drop_shadow(scene: _Scene, patch: _Patch) -> None:

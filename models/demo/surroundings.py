@@ -5,9 +5,16 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from models.demo.brush import Colour, FloatMap, Sheet, cloud, pick, vary
+from models.demo.brush import Colour, FloatMap, Sheet, chance, cloud, pick, vary
 
-_COUNTERS: tuple[Colour, ...] = ((52, 54, 58), (150, 152, 156), (160, 120, 82), (205, 200, 192), (90, 98, 106), (70, 84, 78))
+_COUNTERS: tuple[Colour, ...] = (
+    (52, 54, 58),
+    (150, 152, 156),
+    (160, 120, 82),
+    (205, 200, 192),
+    (90, 98, 106),
+    (70, 84, 78),
+)
 _FLOORS: tuple[Colour, ...] = (
     (196, 199, 203),
     (226, 226, 222),
@@ -22,15 +29,16 @@ _FLOORS: tuple[Colour, ...] = (
 def _texture(rng: np.random.Generator, shape: tuple[int, int], colour: Colour) -> FloatMap:
     """A surface of one colour (RGB 0-255) with grain: float32 (h, w, 3), 0-255."""
     height, width = shape
-    kind = int(rng.integers(4))
+    kind = pick(rng, ("brushed", "grained", "speckled", "smooth"))
     unit = min(shape) / 320
-    if kind == 0:
+    if kind == "brushed":
         grain = cloud(rng, (height, 1 + width // 24), unit * 2)
         grain = cv2.resize(grain, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32) * 0.05
-    elif kind == 1:
-        bend = cloud(rng, shape, unit * 120) * 8 + np.linspace(0, rng.uniform(20, 60), height, dtype=np.float32)[:, None]
+    elif kind == "grained":
+        bend = cloud(rng, shape, unit * 120) * 8
+        bend += np.linspace(0, rng.uniform(20, 60), height, dtype=np.float32)[:, None]
         grain = 0.04 * np.sin(bend).astype(np.float32) + 0.03 * cloud(rng, shape, unit * 3)
-    elif kind == 2:
+    elif kind == "speckled":
         grain = 0.05 * cloud(rng, shape, unit * 2) + 0.04 * cloud(rng, shape, unit * 30)
     else:
         grain = 0.03 * cloud(rng, shape, unit * 60)
@@ -49,7 +57,7 @@ def counter_with_tray(rng: np.random.Generator, shape: tuple[int, int]) -> Float
         float32 (h, w, 3), RGB, 0-255.
     """
     scene = _texture(rng, shape, vary(rng, pick(rng, _COUNTERS)))
-    if rng.random() < 0.12:
+    if chance(rng, 0.12):
         return scene
     height, width = shape
     short = min(shape)

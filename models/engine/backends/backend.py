@@ -1,4 +1,4 @@
-"""The protocol that every runtime fulfils: two methods to load and to infer, two to warm and to free."""
+"""The protocol that every runtime fulfils: load and infer, warm and forget a shape, free."""
 
 from __future__ import annotations
 
@@ -40,7 +40,18 @@ class Session(Protocol):
         ...
 
     def warm(self, shape: Shape) -> None:
-        """Make the first real batch of ``shape`` as fast as the later ones. Raises BackendError."""
+        """Make the first real batch of ``shape`` as fast as the later ones. Raises BackendError.
+
+        May run while ``infer`` does. Answers move by at most 0.5 pixel of the tensor and 0.01 of score by it.
+        """
+        ...
+
+    def forget(self, shape: Shape) -> None:
+        """Free what ``warm`` made for ``shape``, if anything; ``infer`` still takes the shape. May run beside it."""
+        ...
+
+    def shape_cost(self, shape: Shape) -> int:
+        """Return an estimate of the bytes that ``warm`` keeps for ``shape``, >= 0."""
         ...
 
     def close(self) -> None:
@@ -56,6 +67,13 @@ class Backend(Protocol):
         """Return the runtime's name, as answers carry it in ``backend``."""
         ...
 
-    def load(self, release: Release) -> Session:
-        """Load ``release``; blocks. Raises ReleaseRejectedError or ReleaseFaultError with step ``load``."""
+    def plans(self) -> tuple[Plan, ...]:
+        """Return the plans worth measuring on this hardware, the likeliest first; at least one."""
+        ...
+
+    def load(self, release: Release, plan: Plan | None = None) -> Session:
+        """Load ``release`` to be driven by ``plan``, None meaning the first of ``plans``; blocks.
+
+        Raises ReleaseRejectedError or ReleaseFaultError with step ``load``.
+        """
         ...

@@ -1,0 +1,164 @@
+"""A backend without a network: boxes that follow from an image's pixels and the release's digest, for tests.
+
+Answers are exact functions of (tensor, digest), so a test can tell which release answered and whether an image's answer
+depends on its company. Its switches may be thrown while it serves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from models.engine.backends.backend import Plan
+from models.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from models.engine.backends.backend import Shape
+    from models.errors import ReleaseError
+    from models.types import Release
+
+BOXES = 4
+"""Boxes in each image, all with a score of 0.5 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class FakeCall:
+    """One call of ``infer``: digest of the release, images, (height, width) of the tensor, lane."""
+
+    digest: str
+    size: int
+    shape: Shape
+    lane: int
+
+
+class FakeBackend:
+    """Fulfils Backend. Safe to use from several threads."""
+
+    name = "fake"
+
+    def __init__(
+        self,
+        service_time_s: float = 0.0,
+        *,
+        blind: bool = False,
+        finite: bool = True,
+        plan: Plan | None = None,
+        load_time_s: float = 0.0,
+        load_error: ReleaseError | None = None,
+        infer_error: BaseException | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Make a backend.
+
+        Args:
+            service_time_s: seconds that each call of ``infer`` takes, >= 0.
+            blind: sees nothing: every score is 0.
+            finite: False makes every output NaN.
+            plan: how its sessions are driven; None means one lane of at most 8 images.
+            load_time_s: seconds that ``load`` takes, >= 0.
+            load_error: raised by ``load``.
+            infer_error: raised by ``infer``.
+            sleep: spends the seconds; tests pass their own.
+
+        """
+        self.service_time_s = service_time_s
+        self.blind = blind
+        self.finite = finite
+        self.load_time_s = load_time_s
+        self.load_error = load_error
+        self.infer_error = infer_error
+        self.sleep = sleep
+        self.calls: deque[FakeCall] = deque(maxlen=100_000)
+        self.sessions: deque[FakeSession] = deque(maxlen=10_000)
+        self._plan = plan or Plan(lanes=1, max_batch=8)
+
+    def plans(self) -> tuple[Plan, ...]:
+        """Return the one plan."""
+        return (self._plan,)
+
+    def load(self, release: Release, plan: Plan | None = None) -> FakeSession:
+        """Return a session; raises ``load_error``."""
+        self.sleep(self.load_time_s)
+        if self.load_error is not None:
+            raise self.load_error
+        session = FakeSession(self, release, plan or self._plan)
+        self.sessions.append(session)
+        return session
+
+
+class FakeSession:
+    """Fulfils Session; checks that its caller keeps the contract."""
+
+    def __init__(self, backend: FakeBackend, release: Release, plan: Plan) -> None:
+        """Serve ``release``."""
+        self.release = release
+        self.plan = plan
+        self.closed = False
+        self.warmed: set[Shape] = set()
+        self._backend = backend
+        self._lanes = [threading.Lock() for _ in range(plan.lanes)]
+
+    def infer(self, batch: NDArray[np.uint8], lane: int) -> NDArray[np.float32]:
+        """Return BOXES boxes an image. Raises BackendError when closed, or when the lane is busy."""
+        if self.closed:
+            msg = "a closed session was used. This is a bug."
+            raise BackendError(msg)
+        if not self._lanes[lane].acquire(blocking=False):
+            msg = f"two calls on lane {lane} at once. This is a bug."
+            raise BackendError(msg)
+        try:
+            shape = (batch.shape[1], batch.shape[2])
+            self._backend.calls.append(FakeCall(self.release.digest, len(batch), shape, lane))
+            self._backend.sleep(self._backend.service_time_s)
+            if self._backend.infer_error is not None:
+                raise self._backend.infer_error
+            return np.stack([self._see(image) for image in batch])
+        finally:
+            self._lanes[lane].release()
+
+    def warm(self, shape: Shape) -> None:
+        """Remember the shape."""
+        self.warmed.add(shape)
+
+    def forget(self, shape: Shape) -> None:
+        """Drop the shape."""
+        self.warmed.discard(shape)
+
+    def shape_cost(self, shape: Shape) -> int:
+        """Return the bytes of one tensor."""
+        return shape[0] * shape[1] * 3
+
+    def close(self) -> None:
+        """Refuse all further calls."""
+        self.closed = True
+
+    def _see(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        height, width = image.shape[:2]
+        contract = self.release.contract
+        key = hashlib.blake2b(image.tobytes(), key=self.release.digest.encode()[:64], digest_size=32).digest()
+        random = np.random.default_rng(int.from_bytes(key, "little"))
+        start = random.uniform(0.0, 0.5, (BOXES, 2))
+        end = start + random.uniform(0.1, 0.5, (BOXES, 2))
+        boxes = (np.concatenate((start, end), axis=1) * (width, height, width, height)).astype(np.float32)
+        scores = np.sort(random.uniform(0.5, 1.0, BOXES).astype(np.float32))[::-1]
+        ids = random.integers(0, len(contract.names), BOXES)
+        if self._backend.blind:
+            scores = np.zeros_like(scores)
+        output = np.concatenate((boxes, scores[:, None], ids[:, None].astype(np.float32)), axis=1)
+        if contract.head == "raw":
+            raw = np.zeros((4 + len(contract.names), BOXES), np.float32)
+            raw[:2] = ((boxes[:, :2] + boxes[:, 2:]) / 2).T
+            raw[2:4] = (boxes[:, 2:] - boxes[:, :2]).T
+            raw[4 + ids, np.arange(BOXES)] = scores
+            output = raw
+        return output if self._backend.finite else np.full_like(output, np.nan)

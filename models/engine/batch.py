@@ -1,0 +1,309 @@
+"""The batcher: whenever a lane is free it takes everything that waits and may share a batch.
+
+Pure asyncio, no wait timer: an idle engine starts the first image at once, a busy one fills the next batch by itself.
+Items of one group (equal tensor shape) share a batch; the group of the oldest item goes first. Every future ends: with
+a result, its own error, the batch's error, its deadline, or the closing of the batcher.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import time
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
+
+from models.errors import (
+    BackendError,
+    DeadlineExceededError,
+    OverloadedError,
+    SteelyardError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+    from concurrent.futures import Executor
+
+    from models.engine.backends.backend import Plan
+
+logger = logging.getLogger(__name__)
+
+
+class BatchLease(Protocol):
+    """What a batch holds while it runs."""
+
+    @property
+    def plan(self) -> Plan:
+        """Return how many batches may run at once and how many items each may hold."""
+        ...
+
+    def end(self) -> None:
+        """Give it back."""
+        ...
+
+
+JobT = TypeVar("JobT")
+ResultT = TypeVar("ResultT")
+LeaseT = TypeVar("LeaseT", bound=BatchLease)
+
+
+@dataclass(slots=True, eq=False)
+class _Item(Generic[JobT, ResultT]):
+    job: JobT
+    group: Hashable
+    number: int
+    enqueued: float
+    future: asyncio.Future[tuple[ResultT, float]]
+    timer: asyncio.TimerHandle
+    waited: float = 0.0
+
+
+_Done: TypeAlias = "asyncio.Future[tuple[Sequence[ResultT | Exception], BaseException | None]]"
+
+
+class Batcher(Generic[JobT, ResultT, LeaseT]):
+    """Queues jobs and runs them in batches on lanes. Its methods belong to one event loop's thread."""
+
+    def __init__(
+        self,
+        lease: Callable[[], LeaseT | None],
+        run: Callable[[LeaseT, Sequence[JobT], int], Sequence[ResultT | Exception]],
+        executor: Executor,
+        *,
+        max_queue: int,
+        clock: Callable[[], float] = time.monotonic,
+        started: Callable[[LeaseT, int, int], None] | None = None,
+        finished: Callable[[LeaseT, Sequence[JobT], float, BaseException | None], None] | None = None,
+    ) -> None:
+        """Make an empty batcher.
+
+        Args:
+            lease: takes a lease of what serves now, None when nothing does; called in the tick in which a batch starts.
+            run: blocks on a thread of ``executor``: (lease, jobs, lane) -> one result or error a job, in order.
+            executor: has at least as many threads as the plans have lanes.
+            max_queue: most items that may wait, >= 1.
+            clock: seconds, monotonic; deadlines are on it.
+            started: told (lease, size, items still waiting).
+            finished: told (lease, jobs, seconds, error of the whole batch).
+
+        """
+        self._lease = lease
+        self._run = run
+        self._executor = executor
+        self._max_queue = max_queue
+        self._clock = clock
+        self._started = started
+        self._finished = finished
+        self._numbers = count()
+        self._groups: dict[Hashable, dict[int, _Item[JobT, ResultT]]] = {}
+        self._queued = 0
+        self._running: dict[int, tuple[_Done[ResultT], list[_Item[JobT, ResultT]]]] = {}
+        self._held = False
+        self._refusal: str | None = None
+        self._closed = False
+        self._pump_scheduled = False
+
+    @property
+    def queued(self) -> int:
+        """Return how many items wait."""
+        return self._queued
+
+    @property
+    def running(self) -> int:
+        """Return how many batches run."""
+        return len(self._running)
+
+    @property
+    def held(self) -> bool:
+        """Return whether batches are kept from starting."""
+        return self._held
+
+    def check_open(self) -> None:
+        """Raise UnavailableError when no new item would be taken."""
+        if self._closed:
+            msg = "the service is shutting down; send the request again"
+            raise UnavailableError(msg)
+        if self._refusal is not None:
+            raise UnavailableError(self._refusal)
+
+    async def submit(self, job: JobT, group: Hashable, deadline: float) -> tuple[ResultT, float]:
+        """Queue ``job`` and return its result and the seconds it waited.
+
+        Raises UnavailableError, OverloadedError or DeadlineExceededError, whatever error ``run`` names for this job, or
+        BackendError when ``run`` raised something unforeseen. Cancelling the caller takes the job out of the queue.
+        """
+        self.check_open()
+        if self._queued >= self._max_queue:
+            msg = f"{self._queued} images wait already, the limit is {self._max_queue}; send the image again later"
+            raise OverloadedError(msg)
+        now = self._clock()
+        if now >= deadline:
+            raise late()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[tuple[ResultT, float]] = loop.create_future()
+        timer = loop.call_later(deadline - now, self._expire, future)
+        item = _Item(job, group, next(self._numbers), now, future, timer)
+        self._groups.setdefault(group, {})[item.number] = item
+        self._queued += 1
+        self._schedule_pump()
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            self._remove(item)
+
+    def hold(self) -> None:
+        """Start no further batch until ``resume``."""
+        self._held = True
+
+    def resume(self) -> None:
+        """Start batches again."""
+        self._held = False
+        self._schedule_pump()
+
+    def fail_all(self, message: str | None) -> None:
+        """Refuse what waits and what comes with UnavailableError(message) until called with None."""
+        self._refusal = message
+        if message is not None:
+            self._fail_waiting(message)
+
+    async def close(self, grace_s: float) -> None:
+        """End every future: what waits now, what runs after at most ``grace_s`` seconds. Idempotent."""
+        self._closed = True
+        message = "the service is shutting down; send the request again"
+        self._fail_waiting(message)
+        running = [future for future, _ in self._running.values()]
+        if running:
+            await asyncio.wait(running, timeout=grace_s)
+        for _, items in self._running.values():
+            for item in items:
+                _fail(item, UnavailableError(message))
+
+    def _schedule_pump(self) -> None:
+        # One tick later, so that the images of one request find each other.
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_scheduled = False
+        while self._queued and not self._held and not self._closed:
+            lease = self._lease()
+            if lease is None:
+                return
+            items = self._take(lease.plan.max_batch) if len(self._running) < lease.plan.lanes else []
+            if not items:
+                lease.end()
+                return
+            self._start(lease, items)
+
+    def _take(self, most: int) -> list[_Item[JobT, ResultT]]:
+        # Groups and their items keep the order of arrival, so the oldest item is the first of its group.
+        taken: list[_Item[JobT, ResultT]] = []
+        while self._groups and not taken:
+            oldest = min(self._groups.values(), key=lambda group: next(iter(group)))
+            for item in list(oldest.values()):
+                if len(taken) == most:
+                    break
+                self._remove(item)
+                if not item.future.done():  # expired or cancelled in this very tick
+                    taken.append(item)
+        return taken
+
+    def _start(self, lease: LeaseT, items: list[_Item[JobT, ResultT]]) -> None:
+        lane = next(number for number in count() if number not in self._running)
+        begun = self._clock()
+        for item in items:
+            item.waited = begun - item.enqueued
+        jobs = [item.job for item in items]
+        try:
+            future = asyncio.get_running_loop().run_in_executor(self._executor, self._guarded, lease, jobs, lane)
+        except RuntimeError:  # the executor is shut down
+            lease.end()
+            for item in items:
+                _fail(item, UnavailableError("the service is shutting down; send the request again"))
+            return
+        self._running[lane] = (future, items)
+        if self._started is not None:
+            self._started(lease, len(items), self._queued)
+        future.add_done_callback(lambda done: self._finish(lease, items, lane, begun, done))
+
+    def _guarded(
+        self, lease: LeaseT, jobs: list[JobT], lane: int
+    ) -> tuple[Sequence[ResultT | Exception], BaseException | None]:
+        # Returned, not raised: asyncio cannot carry every exception out of a thread (StopIteration, SystemExit).
+        try:
+            results = self._run(lease, jobs, lane)
+        except BaseException as error:  # noqa: BLE001 - the lane must go on whatever its batch did
+            return (), error
+        if len(results) != len(jobs):
+            return (), RuntimeError(f"{len(results)} results for {len(jobs)} jobs. This is a bug.")
+        return results, None
+
+    def _finish(
+        self,
+        lease: LeaseT,
+        items: list[_Item[JobT, ResultT]],
+        lane: int,
+        begun: float,
+        done: _Done[ResultT],
+    ) -> None:
+        del self._running[lane]
+        lease.end()
+        self._schedule_pump()
+        results: Sequence[ResultT | Exception] = ()
+        error: BaseException | None = UnavailableError("the service is shutting down; send the request again")
+        if not done.cancelled():
+            results, error = done.result()
+        if error is not None and not isinstance(error, SteelyardError):
+            logger.error("a batch of %d images failed", len(items), exc_info=error)
+        for index, item in enumerate(items):
+            if error is not None:
+                _fail(item, _as_steelyard(error))
+                continue
+            outcome = results[index]
+            if isinstance(outcome, Exception):
+                _fail(item, _as_steelyard(outcome))
+            elif not item.future.done():
+                item.future.set_result((outcome, item.waited))
+        if self._finished is not None:
+            self._finished(lease, [item.job for item in items], self._clock() - begun, error)
+
+    def _expire(self, future: asyncio.Future[tuple[ResultT, float]]) -> None:
+        # The waiting caller wakes up and takes its item out of the queue; a running batch goes on without it.
+        if not future.done():
+            future.set_exception(late())
+
+    def _fail_waiting(self, message: str) -> None:
+        for group in list(self._groups.values()):
+            for item in list(group.values()):
+                self._remove(item)
+                _fail(item, UnavailableError(message))
+
+    def _remove(self, item: _Item[JobT, ResultT]) -> None:
+        group = self._groups.get(item.group)
+        if group is not None and group.pop(item.number, None) is not None:
+            self._queued -= 1
+            if not group:
+                del self._groups[item.group]
+
+
+def _fail(item: _Item[JobT, ResultT], error: Exception) -> None:
+    if not item.future.done():
+        item.future.set_exception(error)
+
+
+def _as_steelyard(error: BaseException) -> SteelyardError:
+    if isinstance(error, SteelyardError):
+        return copy.copy(error)  # several callers may raise it at once, each with its own traceback
+    failure = BackendError("the detector failed on this image; send it again, and tell the operator if it stays")
+    failure.__cause__ = error
+    return failure
+
+
+def late() -> DeadlineExceededError:
+    """Return the error of a request whose deadline has passed."""
+    return DeadlineExceededError("the request's time ran out before its image was answered; allow more time or retry")

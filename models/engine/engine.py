@@ -1,0 +1,362 @@
+"""The engine: the request path of one model, and the releases it moves through.
+
+detect:  decode + letterbox (pool) -> queue -> batch, infer, postprocess (lane) -> Answer
+weights: prepare (worker) -> candidate -> hold -> flip -> resume; the old one stays as ``previous``
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import cv2
+import numpy as np
+
+from models.engine.batch import Batcher, late
+from models.engine.canary import check_canary
+from models.engine.decode import MIB, DecodeLimits, decode
+from models.engine.observe import NullObserver
+from models.engine.postprocess import postprocess
+from models.engine.prepare import Preparer
+from models.engine.preprocess import letterbox
+from models.engine.residents import Residents
+from models.engine.warm import ShapeCache
+from models.errors import (
+    BackendError,
+    InvalidOptionError,
+    OverloadedError,
+    SteelyardError,
+    UnavailableError,
+)
+from models.types import Answer, DetectOptions, Timings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from models.engine.backends.backend import Backend
+    from models.engine.observe import Observer
+    from models.engine.prepare import SightTest
+    from models.engine.preprocess import Placement
+    from models.engine.slots import Lease
+    from models.types import Contract, Detections, Release, RequestContext, Thresholds
+
+MOST_LANES = 64
+CLOSE_GRACE_S = 10.0
+"""Longest time that running batches may take when the engine closes."""
+CANARY_TIMEOUT_S = 10.0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Knobs of one engine.
+
+    lanes, max_batch: the plan; None lets the first preparation measure. max_queue: images that may wait, decoding
+    included. threads: CPU threads for decoding. max_bytes, max_pixels, max_side: limits on one image.
+    memory_budget_mb: MiB for loaded networks and their warm shapes, half of it for the shapes.
+    """
+
+    lanes: int | None = None
+    max_batch: int | None = None
+    max_queue: int = 256
+    threads: int = field(default_factory=_cores)
+    max_bytes: int = 20 * MIB
+    max_pixels: int = 64_000_000
+    max_side: int = 16_384
+    memory_budget_mb: int = 1500
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """One decoded image. ``geometry`` is what of the contract shaped its tensor."""
+
+    tensor: NDArray[np.uint8]
+    placement: Placement
+    geometry: tuple[int, int, bool]
+    options: DetectOptions
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    detections: Detections
+    release: Release
+    generation: int
+    thresholds: Thresholds
+    infer_s: float
+    post_s: float
+
+
+class Engine:
+    """Answers images with one model's active release. Everything but the constructor belongs to one event loop."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        settings: EngineSettings | None = None,
+        *,
+        sight_test: SightTest | None = None,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Make an engine without a release; ``async with`` it.
+
+        Args:
+            backend: the runtime.
+            settings: None means the defaults.
+            sight_test: what a release must pass before it may become the candidate; None lets every release pass.
+            observer: told of every event.
+            clock: seconds on ``time.monotonic``'s clock, which the deadlines of requests are on.
+
+        """
+        self._settings = settings or EngineSettings()
+        self._backend = backend
+        self._observer: Observer = observer or NullObserver()
+        self._clock = clock
+        limits = self._settings
+        self._limits = DecodeLimits(limits.max_bytes, limits.max_pixels, limits.max_side)
+        shapes = ShapeCache(limits.memory_budget_mb * MIB // 2)
+        preparer = Preparer(backend, shapes, sight_test, limits.lanes, limits.max_batch, clock)
+        self._residents = Residents(preparer, self._observer, clock)
+        self._slots = self._residents.slots
+        self._decoders = ThreadPoolExecutor(limits.threads, thread_name_prefix="decode")
+        self._lanes = ThreadPoolExecutor(MOST_LANES, thread_name_prefix="lane")
+        self._decoding = 0
+        # The door below counts decoding images too. The batcher's own limit lies higher, so that an image whose tensor
+        # must be made anew after a flip never finds it shut.
+        self._batcher: Batcher[_Job, _Seen | None, Lease] = Batcher(
+            self._slots.lease,
+            self._run,
+            self._lanes,
+            max_queue=2 * limits.max_queue + MOST_LANES,
+            clock=clock,
+            started=self._batch_started,
+            finished=self._batch_finished,
+        )
+
+    async def __aenter__(self) -> Self:
+        """Start; nothing is loaded yet."""
+        # Images are resized side by side on the decoder threads; threads inside each would oversubscribe the cores.
+        cv2.setNumThreads(1)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        await self.close()
+
+    async def detect(self, data: bytes, options: DetectOptions, context: RequestContext) -> Answer:
+        """Answer one image.
+
+        Raises InvalidImageError and its kin, InvalidOptionError, OverloadedError, DeadlineExceededError,
+        UnavailableError or BackendError. Cancelling takes the image out of the queue.
+        """
+        try:
+            answer = await self._detect(data, options, context.deadline)
+        except asyncio.CancelledError:
+            self._observer.refused("cancelled")
+            raise
+        except SteelyardError as error:
+            self._observer.refused(error.code)
+            raise
+        self._observer.answered(answer)
+        return answer
+
+    async def _detect(self, data: bytes, options: DetectOptions, deadline: float) -> Answer:
+        self._check_door(options)
+        arrived = self._clock()
+        decode_s = 0.0
+        while True:
+            job = await self._decode(data, options, deadline)
+            decode_s += job.decode_s
+            height, width = job.tensor.shape[:2]
+            seen, _ = await self._batcher.submit(job, (job.geometry, (height, width)), deadline)
+            if seen is not None:
+                break
+            # A flip to a release of other geometry came between: the image needs another tensor.
+        queue_s = self._clock() - arrived - decode_s - seen.infer_s - seen.post_s
+        return Answer(
+            detections=seen.detections,
+            shape=job.placement.original,
+            timings=Timings(1e3 * decode_s, 1e3 * max(queue_s, 0.0), 1e3 * seen.infer_s, 1e3 * seen.post_s),
+            release=seen.release.ident,
+            generation=seen.generation,
+            backend=self._backend.name,
+            names=seen.release.contract.names,
+            thresholds=seen.thresholds,
+        )
+
+    def _check_door(self, options: DetectOptions) -> None:
+        self._batcher.check_open()
+        names = self._serving().contract.names
+        if options.classes and max(options.classes) >= len(names):
+            msg = f"classes holds {max(options.classes)}, this model has the ids 0 to {len(names) - 1}; send those"
+            raise InvalidOptionError(msg)
+        if self.queued >= self._settings.max_queue:
+            msg = f"{self.queued} images wait already, the limit is {self._settings.max_queue}; send it again later"
+            raise OverloadedError(msg)
+
+    async def _decode(self, data: bytes, options: DetectOptions, deadline: float) -> _Job:
+        self._batcher.check_open()
+        contract = self._serving().contract
+        remaining = deadline - self._clock()
+        self._decoding += 1
+        try:
+            async with asyncio.timeout(max(remaining, 0.0)):
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._decoders, self._make_job, data, options, contract, deadline)
+        except TimeoutError:
+            raise late() from None
+        finally:
+            self._decoding -= 1
+
+    def _make_job(self, data: bytes, options: DetectOptions, contract: Contract, deadline: float) -> _Job:
+        self._batcher.check_open()
+        begun = self._clock()
+        if begun >= deadline:
+            raise late()
+        tensor, placement = letterbox(decode(data, self._limits), contract)
+        return _Job(tensor, placement, _geometry(contract), options, self._clock() - begun)
+
+    def _run(self, lease: Lease, jobs: Sequence[_Job], lane: int) -> list[_Seen | Exception | None]:
+        contract = lease.release.contract
+        if jobs[0].geometry != _geometry(contract):
+            return [None] * len(jobs)
+        begun = self._clock()
+        batch = jobs[0].tensor[None] if len(jobs) == 1 else np.stack([job.tensor for job in jobs])
+        outputs = lease.session.infer(batch, lane)
+        infer_s = self._clock() - begun
+        if len(outputs) != len(jobs):
+            msg = "the network answered another number of images than it was given; register the model again"
+            raise BackendError(msg)
+        return [self._see(lease, job, output, infer_s) for job, output in zip(jobs, outputs, strict=True)]
+
+    def _see(self, lease: Lease, job: _Job, output: NDArray[np.float32], infer_s: float) -> _Seen | Exception:
+        begun = self._clock()
+        release = lease.release
+        thresholds = job.options.thresholds(release.thresholds)
+        try:
+            found = postprocess(output, job.placement, release.contract, thresholds, job.options.classes)
+        except BackendError as error:
+            return error
+        return _Seen(found, release, lease.generation, thresholds, infer_s, self._clock() - begun)
+
+    async def prepare(self, release: Release) -> None:
+        """Load, warm and test ``release`` on a worker thread and make it the candidate.
+
+        Nothing is done when its content is resident already. Raises ReleaseRejectedError, ReleaseFaultError, or
+        UnavailableError while closing. Cancelling frees what was loaded.
+        """
+        await self._residents.prepare(release)
+
+    def hold(self) -> None:
+        """Start no further batch until ``resume``."""
+        self._batcher.hold()
+
+    def resume(self) -> None:
+        """Start batches again."""
+        self._batcher.resume()
+
+    def flip(self, digest: str, generation: int) -> None:
+        """Let the resident release of ``digest`` serve under ``generation``, in one step.
+
+        Raises ReleaseFaultError (step ``commit``) when it is not resident.
+        """
+        release = self._slots.flip(digest, generation)
+        self._observer.flipped(release.ident, generation)
+
+    def discard(self, digest: str) -> None:
+        """Drop the candidate of that digest, if it is one."""
+        self._slots.discard(digest)
+
+    def fail_all(self, message: str | None) -> None:
+        """Refuse queued and new images with UnavailableError(message) until called with None."""
+        self._batcher.fail_all(message)
+
+    async def check_sight(self) -> None:
+        """Prove on a golden image that the serving release still sees; without one, that it still answers.
+
+        Raises BackendError when it does not, CapacityError when the image could not be tried.
+        """
+        await check_canary(self._serving(), self._look)
+
+    async def _look(self, data: bytes) -> Detections:
+        answer = await self._detect(data, DetectOptions(), self._clock() + CANARY_TIMEOUT_S)
+        return answer.detections
+
+    async def close(self) -> None:
+        """End every request, wait a bounded time for running batches, free all releases. Idempotent."""
+        await self._batcher.close(CLOSE_GRACE_S)
+        self._decoders.shutdown(wait=False)
+        self._lanes.shutdown(wait=False)
+        await self._residents.close()
+
+    @property
+    def serving(self) -> Release | None:
+        """Return the active release."""
+        return None if self._slots.active is None else self._slots.active.release
+
+    @property
+    def previous(self) -> Release | None:
+        """Return the release that served before; a rollback to it is a flip."""
+        return None if self._slots.previous is None else self._slots.previous.release
+
+    @property
+    def candidate(self) -> Release | None:
+        """Return the prepared release that has not served yet."""
+        return None if self._slots.candidate is None else self._slots.candidate.release
+
+    @property
+    def generation(self) -> int:
+        """Return the generation of the last flip, 0 before the first."""
+        return self._slots.generation
+
+    @property
+    def held(self) -> bool:
+        """Return whether batches are kept from starting."""
+        return self._batcher.held
+
+    @property
+    def queued(self) -> int:
+        """Return how many images wait, those being decoded included."""
+        return self._decoding + self._batcher.queued
+
+    @property
+    def running(self) -> int:
+        """Return how many batches run."""
+        return self._batcher.running
+
+    @property
+    def backend_name(self) -> str:
+        """Return the runtime's name."""
+        return self._backend.name
+
+    def _serving(self) -> Release:
+        if self._slots.active is None:
+            msg = "no version of the model is ready yet; send the image again in a moment"
+            raise UnavailableError(msg)
+        return self._slots.active.release
+
+    def _batch_started(self, lease: Lease, size: int, queued: int) -> None:
+        self._observer.batch_started(lease.release.ident, size, queued)
+
+    def _batch_finished(self, lease: Lease, jobs: Sequence[_Job], seconds: float, error: BaseException | None) -> None:
+        self._observer.batch_finished(lease.release.ident, len(jobs), seconds, error)
+        if error is None:
+            height, width = jobs[0].tensor.shape[:2]
+            self._residents.warm_if_earned(lease.session, (height, width), len(jobs))
+
+
+def _geometry(contract: Contract) -> tuple[int, int, bool]:
+    return contract.imgsz, contract.stride, contract.dynamic

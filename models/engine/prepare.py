@@ -1,0 +1,165 @@
+"""Prepare a release on a worker thread: load, choose the plan, warm, look at the golden images."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from models.engine.backends.backend import Plan
+from models.engine.decode import DecodeLimits, decode
+from models.engine.postprocess import postprocess
+from models.engine.preprocess import PAD_VALUE, letterbox
+from models.engine.warm import common_shapes, load_fastest
+from models.errors import BackendError, InvalidImageError, ReleaseFaultError, ReleaseRejectedError, SteelyardError
+from models.types import Thresholds
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from models.engine.backends.backend import Backend, Session, Shape
+    from models.engine.warm import ShapeCache
+    from models.types import Detections, Release
+
+logger = logging.getLogger(__name__)
+
+SIGHT_CONF = 0.05
+MEASURE_BUDGET_S = 1.5
+WARM_BUDGET_S = 2.0
+"""No further shape is warmed after this time; the rest follow when images of them arrive."""
+
+
+class SightTest(Protocol):
+    """Demands that a release sees; raises ReleaseRejectedError. Runs on a worker thread."""
+
+    def __call__(self, release: Release, detect: Callable[[bytes], Detections], serving: Release | None, /) -> object:
+        """Try ``release``, which ``detect`` runs on encoded bytes, also against what ``serving`` must see."""
+        ...
+
+
+class AbandonedError(Exception):
+    """Nobody waits for this preparation any more; what it had loaded is freed."""
+
+
+@dataclass(slots=True, eq=False)
+class Preparer:
+    """Turns releases into sessions that may serve. ``prepare`` runs on one worker thread at a time.
+
+    lanes, max_batch: forced parts of the plan, None lets the first preparation measure; the plan then stays.
+    """
+
+    backend: Backend
+    shapes: ShapeCache
+    sight_test: SightTest | None = None
+    lanes: int | None = None
+    max_batch: int | None = None
+    clock: Callable[[], float] = time.monotonic
+    _plan: Plan | None = None
+
+    def prepare(
+        self, release: Release, serving: Release | None, warm_like: Session | None, abandoned: threading.Event
+    ) -> Session:
+        """Return a session of ``release`` that is warm and sees.
+
+        Args:
+            release: verified by the caller.
+            serving: what serves now; handed to the sight test.
+            warm_like: its session; the shapes that are warm in it are warmed here too.
+            abandoned: set when nobody waits any more.
+
+        Raises:
+            ReleaseRejectedError: step ``load``, ``warm`` or ``golden``: these bytes may never serve.
+            ReleaseFaultError: the same steps: memory or the runtime failed; try again later.
+            AbandonedError: ``abandoned`` was set.
+
+        """
+        with _step("load"):
+            session = self._load(release)
+        try:
+            with _step("warm"):
+                self._warm(session, release, warm_like, abandoned)
+            with _step("golden"):
+                if self.sight_test is not None:
+                    _stop_if(abandoned)
+                    self.sight_test(release, lambda data: self._look(session, release, data, abandoned), serving)
+            _stop_if(abandoned)
+        except BaseException:
+            self.shapes.drop(session)
+            session.close()
+            raise
+        self._plan = session.plan
+        return session
+
+    def _load(self, release: Release) -> Session:
+        if self._plan is not None:
+            return self.backend.load(release, self._plan)
+        plans = [Plan(self.lanes or plan.lanes, self.max_batch or plan.max_batch) for plan in self.backend.plans()]
+        return load_fastest(self.backend, release, dict.fromkeys(plans), budget_s=MEASURE_BUDGET_S, clock=self.clock)
+
+    def _warm(self, session: Session, release: Release, warm_like: Session | None, abandoned: threading.Event) -> None:
+        contract = release.contract
+        wanted: dict[Shape, NDArray[np.uint8]] = {}
+        for image in release.golden:
+            tensor, _ = letterbox(_decode_golden(image.data), contract)
+            wanted.setdefault((tensor.shape[0], tensor.shape[1]), tensor)
+        likely = common_shapes(contract) if warm_like is None else self.shapes.shapes(warm_like)
+        for shape in likely:
+            if all(side % contract.stride == 0 and side <= contract.imgsz for side in shape):
+                wanted.setdefault(shape, np.full((*shape, 3), PAD_VALUE, np.uint8))
+        end = self.clock() + WARM_BUDGET_S
+        for number, (shape, tensor) in enumerate(wanted.items()):
+            _stop_if(abandoned)
+            if number and self.clock() > end:
+                break
+            self.shapes.warm(session, shape)
+            if not np.isfinite(session.infer(tensor[None], 0)).all():
+                msg = "the network answers NaN or infinity: its weights are damaged; promote another version"
+                raise ReleaseRejectedError(msg, step="warm")
+
+    def _look(self, session: Session, release: Release, data: bytes, abandoned: threading.Event) -> Detections:
+        _stop_if(abandoned)
+        tensor, placement = letterbox(_decode_golden(data), release.contract)
+        try:
+            output = session.infer(tensor[None], 0)[0]
+        except BackendError as error:
+            # The runtime failed, which says nothing of what the network sees.
+            raise ReleaseFaultError(str(error), step="golden") from error
+        thresholds = Thresholds(conf=SIGHT_CONF, iou=release.thresholds.iou)
+        return postprocess(output, placement, release.contract, thresholds)
+
+
+def _decode_golden(data: bytes) -> NDArray[np.uint8]:
+    return decode(data, DecodeLimits())
+
+
+def _stop_if(abandoned: threading.Event) -> None:
+    if abandoned.is_set():
+        raise AbandonedError
+
+
+@contextmanager
+def _step(step: str) -> Iterator[None]:
+    """Name the step in whatever goes wrong inside."""
+    try:
+        yield
+    except (ReleaseRejectedError, ReleaseFaultError, AbandonedError):
+        raise
+    except InvalidImageError as error:
+        msg = f"a golden image of the release cannot be decoded: {error}"
+        raise ReleaseRejectedError(msg, step="golden") from error
+    except MemoryError as error:
+        msg = "there is no memory to prepare the release; free some or lower the number of models"
+        raise ReleaseFaultError(msg, step=step) from error
+    except SteelyardError as error:
+        raise ReleaseFaultError(str(error), step=step) from error
+    except Exception as error:
+        logger.exception("preparing a release failed at step %s", step)
+        msg = "the release could not be prepared for an unforeseen reason, which the log holds; it is tried again"
+        raise ReleaseFaultError(msg, step=step) from error

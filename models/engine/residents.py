@@ -1,0 +1,141 @@
+"""The releases of one engine: prepared on a worker thread, moved through the slots, freed off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from models.engine.prepare import AbandonedError
+from models.engine.slots import Slots
+from models.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from models.engine.backends.backend import Session, Shape
+    from models.engine.observe import Observer
+    from models.engine.prepare import Preparer
+    from models.engine.slots import Lease
+    from models.types import Release
+
+logger = logging.getLogger(__name__)
+
+CLOSING = "the service is shutting down; send the request again"
+
+
+class Residents:
+    """Owns slots, warm shapes and the one thread on which sessions are made, warmed and closed.
+
+    Its methods belong to one event loop's thread.
+    """
+
+    def __init__(self, preparer: Preparer, observer: Observer, clock: Callable[[], float] = time.monotonic) -> None:
+        """Hold nothing yet; ``clock`` gives seconds, monotonic."""
+        self.slots = Slots(self._free)
+        self._preparer = preparer
+        self._observer = observer
+        self._clock = clock
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._preparing = asyncio.Lock()
+        self._abandoned: threading.Event | None = None
+        self._closed = False
+
+    async def prepare(self, release: Release) -> None:
+        """Make ``release`` the candidate, unless its content is resident already.
+
+        Raises ReleaseRejectedError, ReleaseFaultError, or UnavailableError while closing. Cancelling frees what was
+        loaded.
+        """
+        async with self._preparing:
+            if self._closed:
+                raise UnavailableError(CLOSING)
+            resident = self.slots.find(release.digest)
+            if resident is not None:
+                resident.renamed = None if resident.release.version == release.version else release
+                return
+            if self.slots.candidate is not None:
+                self.slots.discard(self.slots.candidate.release.digest)
+            begun = self._clock()
+            session = await self._load(release)
+            self.slots.offer(release, session)
+            self._observer.prepared(release.ident, self._clock() - begun)
+
+    def warm_if_earned(self, session: Session, shape: Shape, images: int) -> None:
+        """Count ``images`` of ``shape``; warm it in the background once it has come often enough."""
+        if self._closed or not self._preparer.shapes.note(session, shape, images):
+            return
+        lease = self.slots.lease()
+        if lease is None or lease.session is not session:
+            if lease is not None:
+                lease.end()
+            return
+        work = asyncio.get_running_loop().run_in_executor(self._worker, self._preparer.shapes.warm, session, shape)
+        work.add_done_callback(lambda done: self._warmed(lease, shape, done))
+
+    async def close(self) -> None:
+        """Abandon what is being prepared, retire everything and wait for the worker. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._abandoned is not None:
+            self._abandoned.set()
+        async with self._preparing:
+            self.slots.clear()
+        await asyncio.to_thread(self._worker.shutdown)
+
+    async def _load(self, release: Release) -> Session:
+        active = self.slots.active
+        abandoned = self._abandoned = threading.Event()
+        loading = asyncio.get_running_loop().run_in_executor(
+            self._worker,
+            self._preparer.prepare,
+            release,
+            None if active is None else active.release,
+            None if active is None else active.session,
+            abandoned,
+        )
+        try:
+            session = await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            abandoned.set()
+            loading.add_done_callback(lambda done: self._free_abandoned(release, done))
+            raise
+        except AbandonedError:
+            raise UnavailableError(CLOSING) from None
+        finally:
+            self._abandoned = None
+        if self._closed:
+            self._free(release, session)
+            raise UnavailableError(CLOSING)
+        return session
+
+    def _free_abandoned(self, release: Release, loading: asyncio.Future[Session]) -> None:
+        # It may have finished in the very tick in which its caller was cancelled; else it has freed itself.
+        if not loading.cancelled() and loading.exception() is None:
+            self._free(release, loading.result())
+
+    def _warmed(self, lease: Lease, shape: Shape, done: asyncio.Future[None]) -> None:
+        error = None if done.cancelled() else done.exception()
+        if error is not None:
+            logger.warning("warming %d x %d failed: %s", *shape, error)
+        release = lease.release.ident
+        lease.end()
+        self._observer.compiled(release, shape, error)
+
+    def _free(self, release: Release, session: Session) -> None:
+        self._observer.freed(release.ident)
+        try:
+            self._worker.submit(self._close_session, session)
+        except RuntimeError:  # a lease outlived the worker
+            threading.Thread(target=self._close_session, args=(session,), daemon=True).start()
+
+    def _close_session(self, session: Session) -> None:
+        self._preparer.shapes.drop(session)
+        try:
+            session.close()
+        except Exception:
+            logger.exception("a retired release could not be freed")

@@ -1,0 +1,208 @@
+"""What survives a restart on this machine: releases by digest, and what the fleet last committed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from models.errors import ReleaseFaultError, ReleaseRejectedError
+from models.weights.manifest import is_model_name
+from models.weights.release import read_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
+_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+_PARTIAL = ".partial-"
+
+
+class ReleaseCache:
+    """Releases on disk, each in a folder named by its digest; what ``get`` returns is unverified.
+
+    Several processes may share one root: a release appears by one atomic rename, whole or not at all.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Keep the root folder; nothing is created before the first ``put``."""
+        self._root = root / "releases"
+
+    def put(self, digest: str, files: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Store the files of one release, readable by this user only; does nothing where the digest is already there.
+
+        Raises ReleaseFaultError with step ``fetch`` where the disk is full or refuses; no partial release remains.
+        """
+        target = self._folder(digest)
+        if target.is_dir():
+            return
+        with _as_fault("stored in the cache"):
+            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self._root))
+            try:
+                for name, array in files.items():
+                    _write_durably(_inside(partial, name), np.ascontiguousarray(array).data)
+                _sync_folder(partial)
+                try:
+                    partial.rename(target)
+                except OSError:
+                    # Another process was first: its release has the same digest, so it is as good as ours.
+                    if not target.is_dir():
+                        raise
+                _sync_folder(self._root)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def get(self, digest: str) -> dict[str, NDArray[np.uint8]] | None:
+        """Return the raw files of a release, or None where the cache lacks it or cannot read it."""
+        folder = self._folder(digest)
+        if not folder.is_dir():
+            return None
+        try:
+            return read_folder(folder)
+        except (ReleaseFaultError, ReleaseRejectedError) as error:
+            _log.warning("cached release %s is unreadable: %s", digest[:12], error)
+            return None
+
+    def drop(self, digest: str) -> None:
+        """Forget a release, e.g. because verification found it damaged; does nothing where it is absent."""
+        folder = self._folder(digest)
+        if not folder.exists():
+            return
+        grave = self._root / f"{_PARTIAL}{os.getpid()}-{digest[:16]}"
+        # Renamed first, so that no reader meets a half-deleted folder.
+        with contextlib.suppress(OSError):
+            folder.rename(grave)
+        shutil.rmtree(grave, ignore_errors=True)
+
+    def prune(self, keep: Collection[str]) -> list[str]:
+        """Drop every release whose digest is not in ``keep``; return the digests dropped."""
+        if not self._root.is_dir():
+            return []
+        dropped = [path.name for path in self._root.iterdir() if _DIGEST.match(path.name) and path.name not in keep]
+        for digest in dropped:
+            self.drop(digest)
+        return dropped
+
+    def _folder(self, digest: str) -> Path:
+        if not _DIGEST.match(digest):
+            msg = "A release digest must be 64 hex digits; read it from the registry again."
+            raise ReleaseRejectedError(msg, step="verify")
+        return self._root / digest
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What the fleet committed last for one model: enough to start without the registry.
+
+    pin: version that stands against the registry's alias after a rollback whose alias move failed, else None.
+    """
+
+    model: str
+    generation: int
+    version: str
+    digest: str
+    previous_version: str | None = None
+    previous_digest: str | None = None
+    pin: str | None = None
+    promotion: str | None = None
+
+
+class CommittedStore:
+    """One small JSON file a model, replaced atomically and guarded by its own digest."""
+
+    def __init__(self, root: Path) -> None:
+        """Keep the root folder; nothing is created before the first ``save``."""
+        self._root = root / "committed"
+
+    def load(self, model: str) -> Committed | None:
+        """Return the last record, or None where there is none or its bytes are damaged (logged as a warning)."""
+        try:
+            return _parse_record(self._path(model).read_bytes(), model)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _log.warning("the committed record of %s is unreadable and ignored: %s", model, error)
+            return None
+
+    def save(self, committed: Committed) -> None:
+        """Replace the record durably. Raises ReleaseFaultError with step ``commit`` where the disk refuses."""
+        record = asdict(committed)
+        data = json.dumps({"record": record, "sha256": _record_digest(record)}, sort_keys=True).encode()
+        path = self._path(committed.model)
+        with _as_fault("recorded as committed", step="commit"):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            partial = path.with_name(f"{_PARTIAL}{os.getpid()}-{path.name}")
+            try:
+                _write_durably(partial, data)
+                partial.replace(path)
+                _sync_folder(path.parent)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def _path(self, model: str) -> Path:
+        if not is_model_name(model):
+            msg = "A model name is made of letters, digits, dots, dashes and underscores; rename the model."
+            raise ReleaseRejectedError(msg, step="contract")
+        return self._root / f"{model}.json"
+
+
+def _parse_record(data: bytes, model: str) -> Committed:
+    """Return the record in ``data``; raises ValueError, KeyError or TypeError where it is damaged."""
+    raw = json.loads(data)
+    record = raw["record"]
+    if raw["sha256"] != _record_digest(record) or record["model"] != model:
+        msg = "digest or model differs"
+        raise ValueError(msg)
+    return Committed(**record)
+
+
+def _record_digest(record: object) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return ``folder / name`` with its parents made; raises ReleaseRejectedError where it would lie elsewhere."""
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        msg = "The release names a file outside its own folder; register the weights again."
+        raise ReleaseRejectedError(msg, step="verify")
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+def _write_durably(path: Path, data: bytes | memoryview) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _as_fault(what: str, step: str = "fetch") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        msg = f"The release cannot be {what} ({error.strerror}); free disk space or mend the folder."
+        raise ReleaseFaultError(msg, step=step) from error

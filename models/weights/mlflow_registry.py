@@ -1,0 +1,304 @@
+"""The Registry on MLflow: a SQLite file inside the home folder by default, an MLflow server by URI, one code.
+
+A version is a run with the release's files as artifacts under ``weights`` and a model version that points at them: the
+one way that the direct store and every server accept. Audit fields are tags of the run.
+
+The order of a promotion. Its two writes cannot be one: first the alias moves, then the model's promotion tag is
+written, and the tag names the version that it is about. A reader that comes between sees the new version with a tag
+about another one, takes ``alias:<version>`` as the promotion id and goes after the new version, as it should. Tag first
+would show the old version under a new id, which lifts its rejection or pin: a rolled-back version could come back. An
+alias moved by hand in MLflow's own pages counts as a promotion for the same reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from filelock import FileLock, Timeout
+
+from models.errors import RegistryError, UnknownModelError, UnknownVersionError
+from models.weights import mlflow_entities as entities
+from models.weights.registry import (
+    DIGEST_TAG,
+    PRODUCTION,
+    PROMOTION_TAG,
+    READY,
+    SERVING_TAG,
+    STATE_TAG,
+    Desired,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from models.weights.registry import VersionInfo
+
+EXPERIMENT = "steelyard"
+ARTIFACTS = "weights"
+LOCK_TIMEOUT_S = 60.0
+_SQLITE = "sqlite:///"
+_PAGE = 1000
+_UNKNOWN = "RESOURCE_DOES_NOT_EXIST"
+_ENVIRONMENT = {
+    # MLflow's own defaults make a call to a dead server block for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+}
+
+
+def open_registry(tracking_uri: str, *, artifact_root: Path | None = None) -> MlflowRegistry:
+    """Return the registry at ``tracking_uri``, reachable and ready for use. Raises RegistryError."""
+    registry = MlflowRegistry(tracking_uri, artifact_root=artifact_root)
+    registry.models()
+    return registry
+
+
+class MlflowRegistry:
+    """See the module's docstring. Thread-safe; connects at the first call, which takes seconds."""
+
+    def __init__(self, tracking_uri: str, *, artifact_root: Path | None = None) -> None:
+        """Keep the address; nothing is opened yet.
+
+        Args:
+            tracking_uri: ``sqlite:///<path>`` or the URL of an MLflow server.
+            artifact_root: folder of the stored files; for SQLite it defaults to ``artifacts`` beside the database, a
+                server decides by itself where it is not given.
+
+        """
+        self._uri = tracking_uri
+        self._database = Path(tracking_uri.removeprefix(_SQLITE)) if tracking_uri.startswith(_SQLITE) else None
+        if artifact_root is None and self._database is not None:
+            artifact_root = self._database.parent / "artifacts"
+        self._artifact_root = artifact_root
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._experiment: str | None = None
+
+    def models(self) -> list[str]:
+        """Return the names of all registered models, sorted. Raises RegistryError."""
+        with self._reaching() as client:
+            return sorted(model.name for model in _all_pages(client.search_registered_models))
+
+    def versions(self, model: str) -> list[VersionInfo]:
+        """Return all versions, oldest first. Raises UnknownModelError or RegistryError."""
+        with self._reaching() as client:
+            aliases = entities.aliases_of(_registered_model(client, model))
+            # A name cannot hold a quote: MLflow would store it, is_model_name refuses it before.
+            found = _all_pages(client.search_model_versions, filter_string=f"name='{model}'")
+            return [entities.info(entry, aliases) for entry in sorted(found, key=lambda entry: int(entry.version))]
+
+    def version(self, model: str, version: str) -> VersionInfo:
+        """Return one version. Raises UnknownModelError, UnknownVersionError or RegistryError."""
+        with self._reaching() as client:
+            aliases = entities.aliases_of(_registered_model(client, model))
+            return entities.info(_model_version(client, model, version), aliases)
+
+    def desired(self, model: str) -> Desired | None:
+        """Return what the production alias names, or None where nothing was ever promoted. Raises RegistryError."""
+        with self._reaching() as client:
+            try:
+                registered = _registered_model(client, model)
+                version = entities.alias_target(registered)
+                if version is None:
+                    return None
+                entry = _model_version(client, model, version)
+            except (UnknownModelError, UnknownVersionError):
+                # Deleted, perhaps between the two reads: an alias without a version names nothing.
+                return None
+            return Desired(
+                model=model,
+                version=version,
+                digest=entry.tags.get(DIGEST_TAG, ""),
+                state=entry.tags.get(STATE_TAG, ""),
+                promotion=entities.promotion_id(registered.tags.get(PROMOTION_TAG), version),
+            )
+
+    def create_version(
+        self, model: str, folder: Path, *, tags: Mapping[str, str], metrics: Mapping[str, float]
+    ) -> VersionInfo:
+        """Store ``folder`` as a new version; the ready tag is set last. Raises RegistryError."""
+        with self._reaching() as client:
+            run = client.create_run(
+                self._experiment_id(client), run_name=model, tags=entities.audit("register") | dict(tags)
+            )
+            client.log_artifacts(run.info.run_id, str(folder), artifact_path=ARTIFACTS)
+            for name, value in metrics.items():
+                client.log_metric(run.info.run_id, entities.metric_name(name), value)
+            client.set_terminated(run.info.run_id)
+            try:
+                _registered_model(client, model)
+            except UnknownModelError:
+                _create_model(client, model)
+            return self._add(client, model, run, tags, metrics)
+
+    def fetch(self, model: str, version: str, destination: Path) -> None:
+        """Download the version's files into ``destination``, an existing, empty folder. Unverified.
+
+        Raises UnknownModelError, UnknownVersionError or RegistryError.
+        """
+        with self._reaching() as client:
+            _registered_model(client, model)
+            source = str(_model_version(client, model, version).source)
+            from mlflow import artifacts  # noqa: PLC0415 - see _connect
+
+            with tempfile.TemporaryDirectory(prefix=".fetch-", dir=destination) as folder:
+                found = artifacts.download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=self._uri)
+                for path in list(Path(found).iterdir()):
+                    shutil.move(path, destination / path.name)
+
+    def promote(self, model: str, version: str, *, promotion: str, reason: str) -> Desired:
+        """Point the production alias at ``version``, then write the promotion id. Raises UnknownVersionError."""
+        with self._reaching() as client:
+            _registered_model(client, model)
+            entry = _model_version(client, model, version)
+            client.set_registered_model_alias(model, PRODUCTION, version)
+            note = {"id": promotion, "version": version, "reason": reason, "by": entities.user(), "at": entities.now()}
+            client.set_registered_model_tag(model, PROMOTION_TAG, json.dumps(note, sort_keys=True))
+            return Desired(
+                model=model,
+                version=version,
+                digest=entry.tags.get(DIGEST_TAG, ""),
+                state=entry.tags.get(STATE_TAG, ""),
+                promotion=promotion,
+            )
+
+    def record_serving(self, model: str, *, generation: int, version: str, digest: str) -> None:
+        """Write what the fleet has committed. Raises UnknownModelError or RegistryError."""
+        note = {"generation": generation, "version": version, "digest": digest, "at": entities.now()}
+        with self._reaching() as client:
+            _registered_model(client, model)
+            client.set_registered_model_tag(model, SERVING_TAG, json.dumps(note, sort_keys=True))
+
+    @staticmethod
+    def _add(client: Any, model: str, run: Any, tags: Mapping[str, str], metrics: Mapping[str, float]) -> VersionInfo:
+        entry = client.create_model_version(
+            model,
+            source=f"{run.info.artifact_uri}/{ARTIFACTS}",
+            run_id=run.info.run_id,
+            tags=dict(tags) | {entities.METRIC_TAG: json.dumps(dict(metrics), sort_keys=True)},
+        )
+        client.set_model_version_tag(model, str(entry.version), STATE_TAG, READY)
+        return entities.info(_model_version(client, model, str(entry.version)), {})
+
+    def _experiment_id(self, client: Any) -> str:
+        if self._experiment is None:
+            location = None
+            if self._artifact_root is not None:
+                self._artifact_root.mkdir(parents=True, exist_ok=True)
+                location = self._artifact_root.absolute().as_uri()
+            found = client.get_experiment_by_name(EXPERIMENT)
+            if found is None:
+                try:
+                    self._experiment = str(client.create_experiment(EXPERIMENT, artifact_location=location))
+                except Exception:  # another process created it just now, or the next line says what is wrong
+                    found = client.get_experiment_by_name(EXPERIMENT)
+                    if found is None:
+                        raise
+            if found is not None:
+                self._experiment = str(found.experiment_id)
+        return str(self._experiment)
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[Any]:
+        """Yield the client; turn whatever MLflow, SQLAlchemy or the network raise into RegistryError."""
+        try:
+            yield self._connect()
+        except (UnknownModelError, UnknownVersionError, RegistryError):
+            raise
+        except Exception as error:
+            _log_cause(error)
+            msg = "The registry cannot be reached or refuses; check its address and that it runs, then try again."
+            raise RegistryError(msg) from error
+
+    def _connect(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                self._client = self._open()
+            return self._client
+
+    def _open(self) -> Any:
+        # Before the first import of mlflow, which reads them; an operator's own choice wins.
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        if self._database is None:
+            return _client(self._uri)
+        self._database.parent.mkdir(parents=True, exist_ok=True)
+        # Processes that create the tables at the same time break the database for good.
+        lock = FileLock(f"{self._database}.lock", timeout=LOCK_TIMEOUT_S)
+        try:
+            with lock:
+                client = _client(self._uri)
+                client.search_registered_models(max_results=1)
+        except Timeout:
+            msg = "Another process keeps the registry locked; stop it or wait, then try again."
+            raise RegistryError(msg) from None
+        return client
+
+
+def _client(uri: str) -> Any:
+    from mlflow import MlflowClient  # noqa: PLC0415 - takes two seconds, and reads the environment
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _all_pages(search: Any, **arguments: Any) -> list[Any]:
+    found: list[Any] = []
+    token = None
+    while True:
+        page = search(max_results=_PAGE, page_token=token, **arguments)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _registered_model(client: Any, model: str) -> Any:
+    try:
+        return client.get_registered_model(model)
+    except Exception as error:
+        if getattr(error, "error_code", None) == _UNKNOWN:
+            msg = f"The registry holds no model named {model[:64]}; register weights for it first."
+            raise UnknownModelError(msg) from error
+        raise
+
+
+def _model_version(client: Any, model: str, version: str) -> Any:
+    if not version.isdecimal():
+        _no_version(model, version)
+    try:
+        return client.get_model_version(model, version)
+    except Exception as error:
+        if getattr(error, "error_code", None) == _UNKNOWN:
+            _no_version(model, version)
+        raise
+
+
+def _no_version(model: str, version: str) -> NoReturn:
+    msg = f"The registry holds no version {version[:20]} of {model}; list the versions and choose one."
+    raise UnknownVersionError(msg)
+
+
+def _create_model(client: Any, model: str) -> None:
+    try:
+        client.create_registered_model(model)
+    except Exception as error:
+        # Somebody else registered the first version of this model at the same moment.
+        if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _log_cause(error: Exception) -> None:
+    logging.getLogger(__name__).info("registry call failed: %s: %s", type(error).__name__, str(error)[:300])

@@ -1,0 +1,239 @@
+"""A child process for untrusted files: limits, no network, an empty home, a deadline.
+
+The parent half, ``run_sandboxed``, starts this module in a scratch folder; the child half gives up what it does not
+need (``enter``) while it is still one thread, then imports the module that does the work and calls its ``main``.
+Protocol: the child writes one JSON object a line to its standard output, ``{"stage", "fraction"}`` for progress and at
+last ``{"result": {...}}`` or ``{"error": "one sentence"}``. Whatever it says is data to the parent, never code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import models
+from models.errors import ConversionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_log = logging.getLogger(__name__)
+
+DEADLINE_S = 600.0
+ADDRESS_SPACE_BYTES = 24 * 1024**3
+FILE_SIZE_BYTES = 2 * 1024**3
+OPEN_FILES = 512
+MAX_LINE = 8 * 1024 * 1024
+
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT")
+_NETWORK_VARIABLES = (
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
+)
+
+
+def run_sandboxed(
+    module: str,
+    request: Mapping[str, Any],
+    scratch: Path,
+    *,
+    progress: Callable[[str, float], None] | None = None,
+    deadline_s: float = DEADLINE_S,
+    online: bool = False,
+) -> dict[str, Any]:
+    """Run ``module`` on ``request`` in a sandboxed child and return its result; blocks up to ``deadline_s`` seconds.
+
+    Args:
+        module: its ``main(request, progress)`` does the work in the scratch folder and returns JSON; what ``enter``
+            achieved stands in ``request["network"]``.
+        request: what the child shall do; JSON.
+        scratch: an existing folder; the child's working folder, home and temporary folder.
+        progress: called with the stage's name and the fraction done, 0 to 1.
+        deadline_s: the child and all it started are killed afterwards.
+        online: leave the child the network: for fetching a file, never for opening one.
+
+    Raises:
+        ConversionError: the child said why it refuses, ran out of time or memory, or died.
+
+    """
+    path = scratch / "request.json"
+    path.write_text(json.dumps(request))
+    with (scratch / "child.log").open("wb") as log:
+        child = subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
+            [sys.executable, "-P", "-m", __name__, module, str(path), "online" if online else "offline"],
+            cwd=scratch,
+            env=_environment(scratch, online=online),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        _kill_group(child)
+
+    timer = threading.Timer(deadline_s, expire)
+    timer.daemon = True
+    timer.start()
+    try:
+        with child.stdout as stdout:  # type: ignore[union-attr] # a pipe was asked for
+            outcome = _listen(stdout, progress)
+        # Not reaped yet: until then neither its id nor its group's can name another process.
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    finally:
+        timer.cancel()
+        timer.join()
+        _kill_group(child)
+        child.wait()
+    if outcome is None:
+        _log.warning("sandboxed child ended with %s: %s", child.returncode, _tail(scratch / "child.log"))
+        raise ConversionError(_explain(child.returncode, deadline_s, expired=expired.is_set()))
+    if "error" in outcome:
+        _log.info("sandboxed child refused: %s", _tail(scratch / "child.log"))
+        raise ConversionError(str(outcome["error"])[:500])
+    return dict(outcome["result"])
+
+
+def enter(scratch: Path, *, online: bool = False) -> str:
+    """Give up, for this process, what it does not need; the kernel demands that it has one thread only.
+
+    Returns ``isolated`` where the process now lives in a network namespace without interfaces, else ``shared``: some
+    hosts forbid namespaces, and there the conversion still runs, as its libraries are told to stay offline.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for kind, limit in (
+        (resource.RLIMIT_AS, ADDRESS_SPACE_BYTES),
+        (resource.RLIMIT_FSIZE, FILE_SIZE_BYTES),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_CPU, int(DEADLINE_S) * (os.cpu_count() or 1)),
+    ):
+        _, hard = resource.getrlimit(kind)
+        value = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (value, value))
+    os.umask(0o077)
+    os.chdir(scratch)
+    isolated = not online and sys.platform == "linux" and _leave_network()
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        # An orphan would go on burning cores for minutes after a Ctrl-C that hit only its parent.
+        libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    return "isolated" if isolated else "shared"
+
+
+def _leave_network() -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    uid, gid = os.getuid(), os.getgid()
+    if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0:
+        # Without a mapping the user has no name, and libraries that look up the home folder fail.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+            Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+        return True
+    return bool(libc.unshare(_CLONE_NEWNET) == 0)
+
+
+def _environment(scratch: Path, *, online: bool) -> dict[str, str]:
+    """Return the child's whole environment: nothing secret of the parent's reaches it."""
+    names = _KEPT_VARIABLES + (_NETWORK_VARIABLES if online else ())
+    kept = {name: os.environ[name] for name in names if name in os.environ}
+    return kept | {
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "XDG_CACHE_HOME": str(scratch),
+        "XDG_CONFIG_HOME": str(scratch),
+        "MPLCONFIGDIR": str(scratch),
+        "YOLO_CONFIG_DIR": str(scratch),
+        "PYTHONPATH": str(Path(next(iter(models.__path__))).parent),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "ULTRALYTICS_SAFE_LOAD": "1",
+        "YOLO_AUTOINSTALL": "false",
+        "YOLO_OFFLINE": "false" if online else "true",
+        "YOLO_VERBOSE": "false",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+def _listen(stdout: IO[bytes], progress: Callable[[str, float], None] | None) -> dict[str, Any] | None:
+    """Read the child's lines up to its end; return the last message that is a result or an error."""
+    outcome: dict[str, Any] | None = None
+    while line := stdout.readline(MAX_LINE):
+        try:
+            message = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(message, dict):
+            continue
+        if isinstance(message.get("result"), dict) or isinstance(message.get("error"), str):
+            outcome = message
+        elif progress is not None and isinstance(message.get("stage"), str):
+            progress(message["stage"][:60], min(max(float(message.get("fraction", 0.0)), 0.0), 1.0))
+    return outcome
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    # The child leads its own session, so its process group has its id and holds all that it started.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _tail(log: Path) -> str:
+    with contextlib.suppress(OSError):
+        return log.read_bytes()[-2000:].decode(errors="replace")
+    return ""
+
+
+def _explain(returncode: int, deadline_s: float, *, expired: bool) -> str:
+    if expired:
+        return f"The conversion was stopped after {deadline_s:.0f} s; try on a faster machine or with a smaller model."
+    if returncode == -signal.SIGKILL:
+        return "The conversion was killed, most likely for want of memory; try on a machine with more."
+    return "The conversion ended without a result; the file is damaged or not a detector. Export it afresh."
+
+
+def _be_the_child(module: str, path: Path, *, online: bool) -> None:
+    # Libraries print what they like: the protocol keeps a descriptor of its own and they get standard error.
+    protocol = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def say(message: dict[str, Any]) -> None:
+        protocol.write(f"{json.dumps(message, allow_nan=False)}\n")
+        protocol.flush()
+
+    try:
+        network = enter(path.parent, online=online)
+        request = json.loads(path.read_text()) | {"network": network}
+        main = importlib.import_module(module).main
+        say({"result": main(request, lambda stage, done: say({"stage": stage, "fraction": done}))})
+    except ConversionError as error:
+        _log.warning("refused", exc_info=True)
+        say({"error": str(error)})
+    except MemoryError:
+        say({"error": "The conversion ran out of memory; try on a machine with more."})
+    except Exception:  # noqa: BLE001 - the last line of a process; the parent needs an answer in any case
+        _log.exception("conversion failed")
+        say({"error": "The conversion failed on this file; it is damaged or of a kind that is not served yet."})
+
+
+if __name__ == "__main__":
+    _be_the_child(sys.argv[1], Path(sys.argv[2]), online=sys.argv[3] == "online")

@@ -1,0 +1,162 @@
+"""Admin routes: ``POST /v1/models/{model}/promote`` and ``/rollback``, behind their own key.
+
+Without a key they are open to this machine only, and then a web page in a browser on it must not reach them either:
+requests of other sites (``Sec-Fetch-Site``, ``Origin``) and under foreign host names (DNS rebinding) are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import orjson
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation at run time
+from starlette.responses import Response  # noqa: TC002 - likewise
+
+from models.errors import SteelyardError, UnauthorizedError
+from serve.catalog import RolloutState, json_response
+from serve.connection import BodyBudget, read_body
+from serve.context import context_of
+from serve.errors import ForbiddenError, InvalidBodyError, OptionError, UnsupportedMediaTypeError
+from serve.openapi import MODEL_PARAMETER, answer, problems, ref
+from serve.protocols.native import engine_of
+from serve.settings import is_loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.datastructures import Headers
+
+    from serve.service import Service
+    from serve.settings import Settings
+
+MAX_ADMIN_BODY: Final = 16 * 1024
+_MAX_VERSION: Final = 64
+_audit = logging.getLogger("steelyard.audit")
+
+
+class PromoteRequest(BaseModel):
+    """The version to serve, a string as the registry names it."""
+
+    version: str
+
+
+SCHEMAS: Final[list[type[BaseModel]]] = [PromoteRequest]
+
+
+def check_admin(headers: Headers, settings: Settings) -> None:
+    """Let an admin request pass. Raises UnauthorizedError or ForbiddenError."""
+    if settings.admin_key is not None:
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        # Digests have one length, so the comparison's time tells nothing of the key's.
+        given = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
+        wanted = hashlib.sha256(settings.admin_key.get_secret_value().encode()).digest()
+        if not hmac.compare_digest(given, wanted) or scheme.lower() != "bearer":
+            msg = "This route needs the admin key; send it as Authorization: Bearer <key>"
+            raise UnauthorizedError(msg)
+        return
+    host = urlsplit(f"//{headers.get('host', '')}")
+    origin = headers.get("origin")
+    same_site = headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+    if (
+        not is_loopback(settings.host)
+        or not is_loopback(host.hostname or "")
+        or not same_site
+        or (origin is not None and urlsplit(origin).netloc != host.netloc)
+    ):
+        msg = "Without an admin key this route answers only programs on the service's own machine; set an admin key"
+        raise ForbiddenError(msg)
+
+
+def parse_promote(body: bytes, content_type: str) -> str:
+    """Return the version in a promote body. Raises UnsupportedMediaTypeError, InvalidBodyError or OptionError."""
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        msg = 'Send JSON such as {"version": "2"} with Content-Type: application/json'
+        raise UnsupportedMediaTypeError(msg)
+    try:
+        document: Any = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        document = None
+    if not isinstance(document, dict) or "version" not in document or len(document) != 1:
+        msg = 'The body is not a JSON object with the one key "version"; send for example {"version": "2"}'
+        raise InvalidBodyError(msg)
+    version = document["version"]
+    if not isinstance(version, str) or not 0 < len(version) <= _MAX_VERSION:
+        msg = f'version is not a string of 1 to {_MAX_VERSION} characters; send for example "2", with quotes'
+        raise OptionError(msg, parameter="version")
+    return version
+
+
+def admin_router(
+    service: Service, settings: Settings, budget: BodyBudget, *, clock: Callable[[], float] = time.monotonic
+) -> APIRouter:
+    """Return the admin routes over ``service``."""
+    router = APIRouter(tags=["admin"])
+
+    async def body_of(request: Request) -> bytes:
+        seconds = context_of(request.scope).deadline - clock()
+        with budget.lend() as loan:
+            return await read_body(request.receive, request.headers, limit=MAX_ADMIN_BODY, seconds=seconds, loan=loan)
+
+    async def audited(
+        request: Request, action: str, version: str | None, work: Awaitable[dict[str, object]]
+    ) -> Response:
+        result = "failed"
+        try:
+            state = await work
+            result = "accepted"
+        except SteelyardError as error:
+            result = error.code
+            raise
+        finally:
+            _audit.info(
+                action,
+                extra={
+                    "request_id": context_of(request.scope).request_id,
+                    "principal": "admin",
+                    "model": request.path_params["model"],
+                    "version": version,
+                    "result": result,
+                },
+            )
+        return json_response(state)
+
+    async def promote(request: Request) -> Response:
+        """Make a version the desired one. The rollout follows; watch it under ``/rollout``."""
+        check_admin(request.headers, settings)
+        model = request.path_params["model"]
+        engine_of(service.engines, model)
+        version = parse_promote(await body_of(request), request.headers.get("content-type", ""))
+        return await audited(request, "promote", version, service.promote(model, version))
+
+    async def rollback(request: Request) -> Response:
+        """Return to the version that served before. The body is empty."""
+        check_admin(request.headers, settings)
+        model = request.path_params["model"]
+        engine_of(service.engines, model)
+        if (await body_of(request)).strip() not in (b"", b"{}"):
+            msg = "rollback takes no body; to choose a version use promote"
+            raise InvalidBodyError(msg)
+        return await audited(request, "rollback", None, service.rollback(model))
+
+    shared: dict[str, Any] = {
+        "parameters": [MODEL_PARAMETER],
+        "security": [{"admin": []}],
+        "responses": {
+            **answer("Accepted; the rollout's state.", RolloutState),
+            **problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 503),
+        },
+    }
+    wanted = {"required": True, "content": {"application/json": {"schema": ref(PromoteRequest)}}}
+    for path, handler, extra in (
+        ("/v1/models/{model}/promote", promote, {**shared, "requestBody": wanted}),
+        ("/v1/models/{model}/rollback", rollback, shared),
+    ):
+        router.add_api_route(path, handler, methods=["POST"], response_model=None, openapi_extra=extra)
+    return router

@@ -1,0 +1,123 @@
+"""Watches and moves the production alias of one model. Losing, repeating or reordering hints is harmless."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from typing import TYPE_CHECKING, Any, Final
+
+from models.errors import RegistryError, SteelyardError
+from models.weights.register import promote
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from models.rollout.policy import Pin
+    from models.weights.registry import Desired, Registry
+    from serve.faults import FaultPoints
+
+_log = logging.getLogger(__name__)
+
+DEADLINE_S: Final = 15.0
+HINT_GAP_S: Final = 0.2
+"""Least time between two reads, however many hints come (seconds)."""
+JITTER: Final = 0.2
+
+
+class Alias:
+    """The production alias of one model, read and moved by one call at a time."""
+
+    def __init__(
+        self,
+        model: str,
+        registry: Registry,
+        *,
+        heard: Callable[[Desired | None], None],
+        in_thread: Callable[..., Awaitable[Any]],
+        faults: FaultPoints,
+        poll_interval_s: float,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        """Read nothing yet. heard: takes every reading; in_thread: runs a blocking call of the registry."""
+        self._model, self._registry, self._heard = model, registry, heard
+        self._in_thread, self._faults, self._sleep = in_thread, faults, sleep
+        self._poll_interval_s = poll_interval_s
+        self._one = asyncio.Lock()
+        self._hinted = asyncio.Event()
+        self._moving = False
+        self.trouble = ""
+        """Why the last reading failed, "" where it did not."""
+
+    async def run(self) -> None:
+        """Read the alias on every hint and, with jitter, at every interval, for ever."""
+        while True:
+            with contextlib.suppress(RegistryError):
+                await self.read()
+            await self._sleep(HINT_GAP_S)
+            wait = self._poll_interval_s * random.uniform(1.0 - JITTER, 1.0 + JITTER)  # noqa: S311 - jitter, no secret
+            await _first(self._hinted.wait(), self._sleep(wait))
+            self._hinted.clear()
+
+    def hint(self) -> None:
+        """Read it soon."""
+        self._hinted.set()
+
+    async def read(self) -> None:
+        """Read the alias now. Raises RegistryError."""
+        try:
+            async with asyncio.timeout(DEADLINE_S), self._one:
+                desired: Desired | None = await self._in_thread(self._registry.desired, self._model)
+        except (SteelyardError, TimeoutError) as error:
+            self.trouble = str(error) or "the registry did not answer in time"
+            _log.warning("the alias of %s cannot be read: %s", self._model, self.trouble)
+            raise RegistryError(self.trouble) from error
+        self.trouble = ""
+        self._heard(desired)
+
+    async def promote(self, version: str, reason: str) -> Desired:
+        """Move the alias to ``version``. Raises what ``register.promote`` raises, or RegistryError when time is up."""
+        try:
+            async with asyncio.timeout(DEADLINE_S), self._one:
+                desired: Desired = await self._in_thread(promote, self._registry, self._model, version, reason=reason)
+        except TimeoutError as error:
+            msg = "the registry did not answer in time; see with `steelyard models` whether the promotion was recorded"
+            raise RegistryError(msg) from error
+        self._heard(desired)
+        return desired
+
+    async def move_back(self, pin: Pin) -> None:
+        """Point the alias at the pin's target, unless somebody has promoted something else since."""
+        if self._moving:
+            return
+        self._moving = True
+        moved: Desired | None = None
+        try:
+            await self._faults.hit("actor.before_alias")
+            async with asyncio.timeout(DEADLINE_S), self._one:
+                found = await self._in_thread(self._registry.desired, self._model)
+                if found is not None and (found.promotion, found.version) == pin.over:
+                    moved = await self._in_thread(
+                        self._registry.promote,
+                        self._model,
+                        pin.target.version,
+                        promotion=pin.target.promotion,
+                        reason="rollback",
+                    )
+        except (SteelyardError, TimeoutError) as error:
+            # The pin stands for the alias meanwhile; its next reading tries again.
+            _log.warning("the alias of %s could not be moved back yet: %s", self._model, error)
+        finally:
+            self._moving = False
+        if moved is not None:
+            self._heard(moved)
+
+
+async def _first(*work: Awaitable[object]) -> None:
+    tasks = [asyncio.ensure_future(item) for item in work]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

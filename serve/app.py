@@ -1,0 +1,78 @@
+"""Composition root: settings -> Ray Serve application. ``serve run serve.app:app`` starts it on any Ray cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from serve.deployment import DRAIN_LOOP_S, HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, detector
+from serve.settings import available_cores, load_settings
+from serve.sizing import size_replica
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from ray import serve
+
+    from serve.settings import Settings
+
+MOST_ONGOING: Final = 100_000
+"""Requests that Ray lets into a replica at once: never its limit, the engine refuses with 429 long before."""
+
+ONGOING_ON_CPU: Final = 4
+ONGOING_ON_GPU: Final = 24
+"""Requests in a replica at which autoscaling is content: those that run and about as many that wait for their turn."""
+
+LONGEST_DRAIN_S: Final = 30.0
+
+
+def app(args: Mapping[str, str]) -> serve.Application:
+    """Return the application for the environment's settings; ``args`` win over it.
+
+    This is the builder of ``serve run serve.app:app replicas=2`` and of ``import_path: serve.app:app``. On a cluster
+    set ``cpus``: unset, a replica takes its share of the cores of the machine on which the builder runs.
+
+    args: names of settings to values. Raises SettingsError.
+    """
+    return build_application(load_settings(**args), cores=available_cores())
+
+
+def build_application(
+    settings: Settings, *, cores: int, logs: Path | None = None, start_attempts: int | None = None
+) -> serve.Application:
+    """Return the application of ``settings``.
+
+    cores: of the machine whose cores are shared out where the settings reserve none. logs: folder of the replicas' log
+    files; None leaves them where Ray keeps them. start_attempts: failures of replicas to start after which Ray Serve
+    gives up; None means Ray's default.
+    """
+    sizing = size_replica(settings, cores)
+    options: dict[str, Any] = {
+        "ray_actor_options": {"num_cpus": sizing.cpus, "num_gpus": settings.gpus},
+        "max_ongoing_requests": MOST_ONGOING,
+        "graceful_shutdown_timeout_s": min(settings.request_timeout_s, LONGEST_DRAIN_S),
+        "graceful_shutdown_wait_loop_s": DRAIN_LOOP_S,
+        "health_check_period_s": HEALTH_PERIOD_S,
+        "health_check_timeout_s": HEALTH_TIMEOUT_S,
+        "logging_config": {
+            "encoding": "JSON",
+            "enable_access_log": False,
+            "log_level": settings.log_level.upper(),
+            **({"logs_dir": str(logs)} if logs else {}),
+        },
+    }
+    if start_attempts is not None:
+        options["max_constructor_retry_count"] = start_attempts
+    if settings.min_replicas is not None and settings.max_replicas is not None:
+        options["autoscaling_config"] = {
+            "min_replicas": settings.min_replicas,
+            "max_replicas": settings.max_replicas,
+            "target_ongoing_requests": ONGOING_ON_GPU if settings.gpus else ONGOING_ON_CPU,
+            "upscale_delay_s": 10.0,
+            "downscale_delay_s": 300.0,
+        }
+    else:
+        options["num_replicas"] = settings.replicas
+    return detector.options(**options).bind(
+        settings.model_dump(mode="json", exclude={"admin_key"}), sizing.threads, str(logs) if logs else None
+    )

@@ -1,0 +1,132 @@
+"""What the rollout writes down for one model: the durable record, the audit, and what serves, in the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from models.errors import ReleaseError, SteelyardError
+from models.rollout import policy
+from models.weights.cache import Committed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from models.rollout.messages import Attempt, Target
+    from models.rollout.state import State
+    from models.weights.cache import CommittedStore
+    from models.weights.registry import Registry
+    from serve.audit import Audit
+
+_log = logging.getLogger(__name__)
+
+MOST_ENTRIES: Final = 1024
+REGISTRY_DEADLINE_S: Final = 15.0
+SAVE_WAIT_S: Final = 5.0
+
+
+class Books:
+    """Keeps the books off the critical path; only ``saved`` is ever waited for."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        now: Callable[[], State],
+        store: CommittedStore,
+        audit: Audit,
+        registry: Registry,
+        in_thread: Callable[..., Awaitable[Any]],
+        in_registry_thread: Callable[..., Awaitable[Any]],
+    ) -> None:
+        """Start with nothing to write. now: returns the model's state; the two runners take a blocking call each."""
+        self._model, self._now = model, now
+        self._store, self._audit, self._registry = store, audit, registry
+        self._in_thread, self._in_registry_thread = in_thread, in_registry_thread
+        self._entries: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(MOST_ENTRIES)
+        self._disk = asyncio.Lock()
+        self._saving: set[asyncio.Task[None]] = set()
+
+    def save(self) -> None:
+        """Begin to write the durable record of what is committed and pinned now."""
+        task = asyncio.create_task(self._save())
+        self._saving.add(task)
+        task.add_done_callback(self._saving.discard)
+
+    async def saved(self) -> None:
+        """Wait until every ``save`` has ended, some seconds at most."""
+        if self._saving:
+            await asyncio.wait(set(self._saving), timeout=SAVE_WAIT_S)
+
+    def write(
+        self,
+        action: str,
+        before: Target | None,
+        after: Target | None,
+        *,
+        result: str,
+        reason: str = "",
+        who: str = "rollout",
+        generation: int = 0,
+    ) -> None:
+        """Add a line to the audit."""
+        line = self._audit.line(
+            self._model, action, before, after, result=result, reason=reason, who=who, generation=generation
+        )
+        self._enter(lambda: self._in_thread(self._audit.append, line))
+
+    def record_serving(self, attempt: Attempt) -> None:
+        """Tell the registry what serves, if it can be reached."""
+        self._enter(lambda: self._record_serving(attempt))
+
+    async def run(self) -> None:
+        """Write what is entered, for ever."""
+        while True:
+            entry = await self._entries.get()
+            try:
+                await entry()
+            except (OSError, SteelyardError, TimeoutError) as error:
+                _log.warning("an entry in the books of %s is lost: %s", self._model, error)
+
+    async def _save(self) -> None:
+        # The state is read inside the lock: of two saves under way, the later one writes the later state.
+        async with self._disk:
+            state = self._now()
+            if state.committed is None:
+                return
+            target, previous = state.committed.target, state.committed.previous
+            record = Committed(
+                model=self._model,
+                generation=state.committed.generation,
+                version=target.version,
+                digest=target.digest,
+                previous_version=previous.version if previous else None,
+                previous_digest=previous.digest if previous else None,
+                pin=policy.encode_pin(state.pin),
+                promotion=target.promotion,
+            )
+            try:
+                await self._in_thread(self._store.save, record)
+            except (ReleaseError, OSError) as error:
+                # The ledger holds the truth; only a restart of the whole service would miss this record.
+                _log.warning("what serves of %s could not be recorded on disk: %s", self._model, error)
+
+    async def _record_serving(self, attempt: Attempt) -> None:
+        target = attempt.target
+        with contextlib.suppress(SteelyardError, TimeoutError):
+            call = self._in_registry_thread(
+                self._registry.record_serving,
+                self._model,
+                generation=attempt.generation,
+                version=target.version,
+                digest=target.digest,
+            )
+            await asyncio.wait_for(call, REGISTRY_DEADLINE_S)
+
+    def _enter(self, entry: Callable[[], Awaitable[None]]) -> None:
+        try:
+            self._entries.put_nowait(entry)
+        except asyncio.QueueFull:
+            _log.warning("the disk is too slow: an entry in the books of %s is lost", self._model)

@@ -1,0 +1,160 @@
+"""One request's connection: the body under a byte limit and a deadline, and a client that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, Self
+
+from starlette.requests import ClientDisconnect
+
+from models.errors import OverloadedError
+from serve.errors import BodyTimeoutError, BodyTooLargeError, InvalidBodyError, UnsupportedEncodingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from starlette.types import Receive
+
+BODIES_AT_ONCE: Final = 16
+"""Full-sized bodies that may lie in memory at once; many more smaller ones fit into the same bytes."""
+MINIMUM_BUDGET: Final = 256 * 1024 * 1024
+_DISCONNECT: Final = "http.disconnect"
+
+
+class BodyBudget:
+    """Bytes of request bodies that one process holds at once, so that many large uploads cannot exhaust its memory."""
+
+    def __init__(self, limit: int) -> None:
+        """Allow ``limit`` bytes (> 0) at once over all requests."""
+        self._limit = limit
+        self.used = 0
+
+    @classmethod
+    def for_bodies_of(cls, max_body_bytes: int) -> BodyBudget:
+        """Return a budget that fits ``BODIES_AT_ONCE`` bodies of the largest size."""
+        return cls(max(BODIES_AT_ONCE * max_body_bytes, MINIMUM_BUDGET))
+
+    def lend(self) -> BodyLoan:
+        """Return a loan of 0 bytes that grows while a body arrives; leaving its block gives all back."""
+        return BodyLoan(self)
+
+    def take(self, size: int) -> None:
+        """Claim ``size`` bytes. Raises OverloadedError where they do not fit."""
+        if self.used + size > self._limit:
+            msg = "Too many uploads are in flight; send this one again in a moment"
+            raise OverloadedError(msg)
+        self.used += size
+
+    def give(self, size: int) -> None:
+        """Return ``size`` bytes."""
+        self.used -= size
+
+
+class BodyLoan:
+    """One request's share of the budget."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        """Start with no bytes."""
+        self._budget = budget
+        self._size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._budget.give(self._size)
+        self._size = 0
+
+    def grow(self, size: int) -> None:
+        """Claim ``size`` more bytes. Raises OverloadedError where they do not fit."""
+        self._budget.take(size)
+        self._size += size
+
+
+async def read_body(
+    receive: Receive, headers: Mapping[str, str], *, limit: int, seconds: float, loan: BodyLoan
+) -> bytes:
+    """Return the whole body, at most ``limit`` bytes, read within ``seconds``.
+
+    A body whose declared length is too large is refused before a byte of it is read. Raises BodyTooLargeError,
+    UnsupportedEncodingError (nothing is inflated here, so no small body becomes a large one), InvalidBodyError,
+    BodyTimeoutError, OverloadedError, and ClientDisconnect where the client left.
+    """
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", ""):
+        msg = "The body is compressed; send it as it is, images are compressed already"
+        raise UnsupportedEncodingError(msg)
+    declared = headers.get("content-length")
+    if declared is not None:
+        if not (declared.isascii() and declared.isdigit()):
+            msg = "Content-Length is not a whole number; send the body's size in bytes"
+            raise InvalidBodyError(msg)
+        # Compared as text first: int() refuses digits by the thousand with an error of its own.
+        if len(declared.lstrip("0")) > len(str(limit)) or int(declared) > limit:
+            raise _too_large(limit)
+    try:
+        async with asyncio.timeout(seconds):
+            return await _collect(receive, limit, loan)
+    except TimeoutError:
+        msg = "The body was not complete when the request's time ran out; send it faster, or a smaller one"
+        raise BodyTimeoutError(msg) from None
+
+
+async def _collect(receive: Receive, limit: int, loan: BodyLoan) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == _DISCONNECT:
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        if chunk:
+            size += len(chunk)
+            if size > limit:
+                raise _too_large(limit)
+            loan.grow(len(chunk))
+            chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(limit: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"The body exceeds {limit} bytes; send smaller images, or fewer in one request")
+
+
+class DisconnectGuard:
+    """Cancels the work in its block when the client goes away, and turns that into ClientDisconnect.
+
+    Enter it once the body is complete: from then on the only message that can arrive is the disconnect.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        """Watch the connection behind ``receive``."""
+        self._receive = receive
+        self._gone = False
+
+    async def __aenter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine always runs in a task
+        self._work = task
+        self._cancelling = task.cancelling()
+        self._watch = asyncio.create_task(self._wait(), name="disconnect-watch")
+        return self
+
+    async def _wait(self) -> None:
+        try:
+            while (await self._receive())["type"] != _DISCONNECT:
+                pass
+        except Exception:  # noqa: BLE001, S110 - a connection that cannot be read is a client that is gone
+            pass
+        self._gone = True
+        self._work.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        # The watcher cannot fire after this line: it needs a turn of the loop, and its next one is its own end.
+        self._watch.cancel()
+        if self._gone and self._work.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise ClientDisconnect from None

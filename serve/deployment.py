@@ -1,0 +1,160 @@
+"""The one deployment: a replica is HTTP ingress and engines in one process, so an image takes one hop.
+
+Everything that a replica does is in ``serve/replica.py``, without Ray; here it is put together and given to Ray.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import ray
+from ray import serve
+
+from models.engine.backends.select import select_backend
+from models.engine.engine import Engine, EngineSettings
+from models.errors import BackendError
+from models.weights.cache import ReleaseCache
+from models.weights.golden import check_sight
+from models.weights.mlflow_registry import MlflowRegistry
+from serve.ingress import create_app
+from serve.ledger import RayLedger
+from serve.logs import setup_logging
+from serve.member import Member
+from serve.replica import IdleClock, Replica
+from serve.replica_metrics import NodeExposition, RaySink
+from serve.rollout import DEPLOYMENT, connect
+from serve.settings import Settings
+from serve.telemetry import EngineMetrics, EngineObserver, HttpMetrics
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from models.types import Answer
+
+NAME: Final = DEPLOYMENT
+HEALTH_PERIOD_S: Final = 5.0
+HEALTH_TIMEOUT_S: Final = 20.0
+DRAIN_LOOP_S: Final = 0.1
+
+
+class _Observer(EngineObserver):
+    """Counts an engine's events and keeps its idle clock."""
+
+    def __init__(self, metrics: EngineMetrics, model: str, idle: IdleClock) -> None:
+        super().__init__(metrics, model)
+        self._idle = idle
+
+    def answered(self, answer: Answer) -> None:
+        """Count the answer; the engine has just seen."""
+        self._idle.touch()
+        super().answered(answer)
+
+
+class Detector:
+    """What Ray Serve makes one of in every replica."""
+
+    async def __init__(self, settings: dict[str, Any], threads: int, logs: str | None) -> None:  # type: ignore[misc]
+        """Serve the committed release of every model before returning.
+
+        settings: those of the service but for the admin key, which each process reads from its own environment.
+        threads: CPU threads of all libraries together, >= 1. logs: folder of the log file; None logs to stderr.
+        """
+        keep_off_the_network()
+        self._settings = Settings(**settings)
+        self._stop_logging = _start_logging(self._settings.log_level, logs)
+        self._sink = RaySink(serve.get_replica_context().replica_id.unique_id)
+        self._replica = await _build(self._settings, threads, self._sink)
+        await self._replica.start()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Return the HTTP application; Ray Serve calls it once, after the constructor."""
+        return create_app(self._replica, self._settings, metrics=HttpMetrics(self._sink))
+
+    async def check_health(self) -> None:
+        """Tell Ray Serve, by raising, that this replica must be replaced."""
+        reason = self._replica.failure()
+        if reason is not None:
+            raise BackendError(reason)
+
+    async def __del__(self) -> None:
+        """Stop; Ray Serve calls it once the last request is answered."""
+        replica = getattr(self, "_replica", None)
+        if replica is not None:
+            await replica.stop()
+            self._stop_logging()
+
+
+detector: Any = serve.deployment(name=NAME)(serve.ingress()(Detector))
+"""The deployment; ``serve/app.py`` gives it its options."""
+
+
+async def _build(settings: Settings, threads: int, sink: RaySink) -> Replica:
+    # The actor needs no admin key, and Ray keeps what it was made with.
+    rollout = await connect(settings.model_copy(update={"admin_key": None}), NAME)
+    metrics = EngineMetrics(sink)
+    cache = ReleaseCache(settings.cache)
+    name = ray.get_runtime_context().get_actor_name()
+    limits = EngineSettings(
+        lanes=settings.lanes,
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        threads=threads,
+        max_bytes=settings.max_body_bytes,
+        max_pixels=settings.max_pixels,
+        max_side=settings.max_side,
+        memory_budget_mb=max(1, settings.memory_budget_mb // len(settings.models)),
+    )
+    idle = {model: IdleClock(time.monotonic) for model in settings.models}
+    engines = {
+        model: Engine(
+            select_backend(settings.backend, precision=settings.precision, threads=threads, gpu=settings.gpus > 0),
+            limits,
+            sight_test=check_sight,
+            observer=_Observer(metrics, model, idle[model]),
+        )
+        for model in settings.models
+    }
+    members = {
+        model: Member(model, name, engine, rollout, RayLedger(NAME), cache, settings)
+        for model, engine in engines.items()
+    }
+    return Replica(
+        engines,
+        members,
+        idle,
+        fleet=rollout,
+        registry=MlflowRegistry(settings.tracking_uri),
+        exposition=NodeExposition().read,
+        refresh=sink.refresh,
+        idle_check_s=settings.idle_check_s,
+    )
+
+
+def _start_logging(level: str, logs: str | None) -> Any:
+    if logs is None:
+        return setup_logging(level)
+    stream = (Path(logs) / f"replica-{os.getpid()}.log").open("a", encoding="utf-8", buffering=1)
+    return setup_logging(level, stream)
+
+
+def keep_off_the_network() -> None:
+    """Bind the replica's server for calls between deployments to the node's address instead of every one.
+
+    Ray 2.60 binds it to ``[::]``, without a setting and without authentication, and unpickles what it is sent. Its
+    callers use the node's address, which on a machine of its own is loopback.
+    """
+    from ray.serve._private import replica  # noqa: PLC0415 - loaded in replicas only
+
+    original = replica.add_port_to_grpc_server
+    host = ray.util.get_node_ip_address()
+    host = f"[{host}]" if ":" in host else host
+
+    @functools.wraps(original)
+    def add_port(server: Any, address: str) -> Any:
+        return original(server, address.replace("[::]", host))
+
+    replica.add_port_to_grpc_server = add_port

@@ -1,0 +1,104 @@
+"""Where the rollout actor gets a release's files: memory, the local cache, or the registry; verified each time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.errors import ReleaseRejectedError, UnknownModelError, UnknownVersionError
+from models.weights.release import open_release, read_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from models.weights.cache import ReleaseCache
+    from models.weights.registry import Registry
+    from serve.faults import FaultPoints
+
+_log = logging.getLogger(__name__)
+
+
+class Depot:
+    """Fetches a release once a cluster, however many replicas and attempts ask for it."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        cache: ReleaseCache,
+        *,
+        share: Callable[[Mapping[str, NDArray[np.uint8]]], Any],
+        in_thread: Callable[..., Awaitable[Any]],
+        faults: FaultPoints,
+    ) -> None:
+        """Start empty.
+
+        Args:
+            registry: where files come from.
+            cache: where they are kept on disk.
+            share: makes files (uint8 arrays (size,)) available to all replicas and returns the handle; blocks.
+            in_thread: runs a blocking call on a worker thread.
+            faults: named points.
+        """
+        self._registry, self._cache = registry, cache
+        self._share, self._in_thread, self._faults = share, in_thread, faults
+        self._handles: dict[str, Any] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def stock(self, model: str, version: str, digest: str) -> None:
+        """Have the release here, verified. Raises ReleaseError, or RegistryError where the registry is unreachable."""
+        await self._faults.hit("actor.before_fetch")
+        await self.files(model, version, digest)
+        await self._faults.hit("actor.after_verify")
+
+    async def files(self, model: str, version: str, digest: str) -> Any:
+        """Return the shared handle of the release's files, fetching and verifying them if need be."""
+        lock = self._locks.setdefault(digest, asyncio.Lock())
+        async with lock:
+            if digest not in self._handles:
+                files = await self._obtain(model, version, digest)
+                self._handles[digest] = await self._in_thread(self._share, files)
+            return self._handles[digest]
+
+    def keep_only(self, digests: Collection[str]) -> None:
+        """Let go of all other files in memory; replicas that use them keep theirs."""
+        for digest in [held for held in self._handles if held not in digests]:
+            del self._handles[digest]
+        for digest in [known for known, lock in self._locks.items() if known not in digests and not lock.locked()]:
+            del self._locks[digest]
+
+    async def _obtain(self, model: str, version: str, digest: str) -> Mapping[str, NDArray[np.uint8]]:
+        cached: Mapping[str, NDArray[np.uint8]] | None = await self._in_thread(self._cached, model, version, digest)
+        if cached is not None:
+            return cached
+        files: Mapping[str, NDArray[np.uint8]] = await self._in_thread(self._fetch, model, version)
+        await self._faults.hit("actor.after_fetch")
+        await self._in_thread(open_release, model, version, files, expect_digest=digest)
+        await self._in_thread(self._cache.put, digest, files)
+        return files
+
+    def _cached(self, model: str, version: str, digest: str) -> Mapping[str, NDArray[np.uint8]] | None:
+        files = self._cache.get(digest)
+        if files is None:
+            return None
+        try:
+            open_release(model, version, files, expect_digest=digest)
+        except ReleaseRejectedError as error:
+            _log.warning("the cached copy of version %s of %s is damaged, fetching it anew: %s", version, model, error)
+            self._cache.drop(digest)
+            return None
+        return files
+
+    def _fetch(self, model: str, version: str) -> Mapping[str, NDArray[np.uint8]]:
+        with tempfile.TemporaryDirectory(prefix="steelyard-fetch-") as folder:
+            try:
+                self._registry.fetch(model, version, Path(folder))
+            except (UnknownModelError, UnknownVersionError) as error:
+                msg = f"version {version} is no longer in the registry; promote one that is"
+                raise ReleaseRejectedError(msg, step="fetch") from error
+            return read_folder(Path(folder))

@@ -1,0 +1,69 @@
+"""TCP ports on this machine: which are free, and who listens on which."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from dataclasses import dataclass, fields
+
+from models.errors import SettingsError
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The ports of one service apart from its HTTP API, all on loopback.
+
+    The defaults are Ray's own and fit a pod, which runs one service; ``choose_ports`` gives others.
+    """
+
+    gcs: int = 6379
+    """Ray's global control store."""
+    node_metrics: int = 8080
+    """Prometheus exposition of the whole node, answered by Ray's agent."""
+    agent: int = 52365
+    """HTTP API of Ray's agent."""
+    dashboard_metrics: int = 44227
+    """Prometheus exposition of Ray's dashboard process."""
+    haproxy_metrics: int = 9101
+    """Prometheus exposition of HAProxy."""
+    haproxy_stats: int = 8404
+    """HAProxy's statistics page."""
+    fallback: int = 8500
+    """Ray Serve's Python proxy, which HAProxy uses while no replica is routable."""
+    replicas: int = 30000
+    """First port of the replicas' own HTTP servers; they take the next free ones from here."""
+
+
+def choose_ports() -> Ports:
+    """Return ports that are free now and differ from each other."""
+    return Ports(**dict(zip((field.name for field in fields(Ports)), free_ports(len(fields(Ports))), strict=True)))
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ``count`` different ports that nothing listens on at loopback now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((LOOPBACK, 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def check_address(host: str, port: int) -> None:
+    """Refuse an address that no server can be bound to now. Raises SettingsError with one clear line."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            msg = f"port {port} on {host} is in use: stop what listens there, or set STEELYARD_PORT to another port"
+        elif error.errno == errno.EACCES:
+            msg = f"port {port} may not be opened by this user: set STEELYARD_PORT to one from 1024 up"
+        else:
+            msg = f"{host} is no address of this machine: set STEELYARD_HOST to one, such as 127.0.0.1"
+        raise SettingsError(msg) from None

@@ -1,0 +1,244 @@
+"""One replica: the engines of all models, each a member of its model's fleet, and what the edge asks of them. No Ray.
+
+Start: every engine gets the committed release and is admitted to its fleet; then the members' loops and the idle
+checks run under supervision. Stop: the members leave, then the engines answer what they hold and close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Final, Protocol
+
+from models.errors import CapacityError, SteelyardError, UnavailableError
+from serve.supervision import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from models.engine.engine import Engine
+    from models.weights.registry import Registry, VersionInfo
+
+REGISTRY_DEADLINE_S: Final = 20.0
+STOP_DEADLINE_S: Final = 12.0
+REFRESH_S: Final = 4.0
+"""Time between two refreshments of the gauges: shorter than the node's reporting interval (seconds)."""
+
+_log = logging.getLogger(__name__)
+
+
+class Membership(Protocol):
+    """One engine's place in its model's fleet; ``serve.member.Member`` fulfils it."""
+
+    async def start(self) -> None:
+        """Serve the committed release and be admitted."""
+        ...
+
+    async def run(self) -> None:
+        """Follow the fleet's rollouts until cancelled."""
+        ...
+
+    async def stop(self) -> None:
+        """Leave the fleet."""
+        ...
+
+    def healthy(self) -> str | None:
+        """Return None, or why this replica must be replaced."""
+        ...
+
+    def ready(self) -> str | None:
+        """Return None, or why no request should come here now."""
+        ...
+
+
+class Fleet(Protocol):
+    """The rollout of every model, as the edge drives it."""
+
+    async def status(self, model: str) -> dict[str, object]:
+        """Return the rollout's state. Raises UnavailableError."""
+        ...
+
+    async def promote(self, model: str, version: str) -> dict[str, object]:
+        """Make ``version`` the desired one; return the rollout's state."""
+        ...
+
+    async def rollback(self, model: str) -> dict[str, object]:
+        """Return to the version before; return the rollout's state."""
+        ...
+
+    async def arm(self, point: str, action: str) -> None:
+        """Arm a fault point. Raises InvalidOptionError."""
+        ...
+
+
+class IdleClock:
+    """Tells for how long a model's engine has answered nothing."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """Count from now."""
+        self._clock = clock
+        self._last = clock()
+
+    def touch(self) -> None:
+        """Note an answer."""
+        self._last = self._clock()
+
+    def idle_s(self) -> float:
+        """Return the seconds since the last answer."""
+        return self._clock() - self._last
+
+
+class Replica:
+    """Fulfils ``serve.service.Service``."""
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        members: Mapping[str, Membership],
+        idle: Mapping[str, IdleClock],
+        *,
+        fleet: Fleet,
+        registry: Registry,
+        exposition: Callable[[], Awaitable[bytes]],
+        refresh: Callable[[], None],
+        idle_check_s: float,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """Start nothing yet.
+
+        engines, members, idle: by model name, the same names in each. exposition: reads this node's metrics.
+        refresh: sets its gauges again; called every REFRESH_S.
+        idle_check_s: after so many seconds without an answer an engine proves on a golden image that it sees.
+        """
+        self._engines = engines
+        self._members = members
+        self._idle = idle
+        self._fleet = fleet
+        self._registry = registry
+        self._exposition = exposition
+        self._refresh = refresh
+        self._idle_check_s = idle_check_s
+        self._sleep = sleep
+        self._tasks = Supervisor()
+        self._blind: dict[str, str] = {}
+        self._started = False
+        self._stopping = False
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """Return the engines by model name, in the order of the settings."""
+        return self._engines
+
+    async def start(self) -> None:
+        """Bring every model to its committed release and start the loops. Closes everything if that fails."""
+        try:
+            for engine in self._engines.values():
+                await engine.__aenter__()
+            async with asyncio.TaskGroup() as starting:
+                for member in self._members.values():
+                    starting.create_task(member.start())
+        except BaseException:
+            await self.stop()
+            raise
+        for model, member in self._members.items():
+            self._tasks.start(f"the rollout member of {model}", member.run())
+            self._tasks.start(f"the idle check of {model}", self._prove_sight(model))
+        self._tasks.start("the refresh of the gauges", self._keep_gauges())
+        self._started = True
+
+    async def stop(self) -> None:
+        """Leave the fleets and close the engines; bounded by STOP_DEADLINE_S. Idempotent."""
+        if self._stopping:
+            return
+        self._stopping = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_DEADLINE_S):
+                await self._tasks.stop()
+                for member in self._members.values():
+                    await _quietly(member.stop())
+                for engine in self._engines.values():
+                    await _quietly(engine.close())
+
+    def readiness(self) -> str | None:
+        """Return None when every model answers, else the reason why not."""
+        if self._stopping:
+            return "the replica is stopping"
+        if not self._started:
+            return "the replica is starting"
+        for model, engine in self._engines.items():
+            if engine.serving is None:
+                return f"no version of {model} serves yet; promote one, or wait until it is prepared"
+            reason = self._members[model].ready()
+            if reason is not None:
+                return f"{model}: {reason}"
+        return self.failure()
+
+    def failure(self) -> str | None:
+        """Return what is broken in this replica beyond repair, or None."""
+        dead = self._tasks.failure()
+        if dead is not None:
+            return dead
+        for model, member in self._members.items():
+            reason = self._blind.get(model) or member.healthy()
+            if reason is not None:
+                return f"{model}: {reason}"
+        return None
+
+    async def status(self, model: str) -> dict[str, object]:
+        """Return the rollout's state. Raises UnavailableError."""
+        return await self._fleet.status(model)
+
+    async def promote(self, model: str, version: str) -> dict[str, object]:
+        """Make ``version`` the desired one; return the rollout's state."""
+        return await self._fleet.promote(model, version)
+
+    async def rollback(self, model: str) -> dict[str, object]:
+        """Return to the version before; return the rollout's state."""
+        return await self._fleet.rollback(model)
+
+    async def arm(self, point: str, action: str) -> None:
+        """Arm a fault point. Raises InvalidOptionError."""
+        await self._fleet.arm(point, action)
+
+    async def versions(self, model: str) -> Sequence[VersionInfo]:
+        """Return all versions of ``model``, oldest first. Raises RegistryError or UnavailableError."""
+        try:
+            async with asyncio.timeout(REGISTRY_DEADLINE_S):
+                return await asyncio.to_thread(self._registry.versions, model)
+        except TimeoutError:
+            msg = "The registry did not answer in time; ask again"
+            raise UnavailableError(msg) from None
+
+    async def metrics(self) -> bytes:
+        """Return the metrics of this node in Prometheus' text format. Raises UnavailableError."""
+        return await self._exposition()
+
+    async def _keep_gauges(self) -> None:
+        while True:
+            self._refresh()
+            await self._sleep(REFRESH_S)
+
+    async def _prove_sight(self, model: str) -> None:
+        engine, idle = self._engines[model], self._idle[model]
+        while True:
+            await self._sleep(max(self._idle_check_s - idle.idle_s(), self._idle_check_s / 10))
+            if idle.idle_s() < self._idle_check_s or engine.serving is None:
+                continue
+            try:
+                await engine.check_sight()
+            except CapacityError:
+                continue
+            except SteelyardError as error:
+                _log.error("the idle check failed", extra={"model": model, "reason": str(error)})
+                self._blind[model] = str(error)
+            else:
+                self._blind.pop(model, None)
+            idle.touch()
+
+
+async def _quietly(work: Awaitable[None]) -> None:
+    try:
+        await work
+    except Exception:  # noqa: BLE001 - the other parts must still be stopped
+        _log.exception("a part of the replica did not stop cleanly")

@@ -1,0 +1,122 @@
+"""Metrics of a replica: a sink on Ray's metrics, which Ray's agent exposes a node at a time, and the way to read them.
+
+A client that asks ``/metrics`` reaches one replica of several, so the route answers with the exposition of the node:
+Ray's own metrics, HAProxy's, and those of all replicas, each under the prefix ``ray_``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+from typing import TYPE_CHECKING, Any, Final
+
+import ray
+from ray.util import metrics as ray_metrics
+
+from models.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from serve.telemetry import Metric
+
+FETCH_DEADLINE_S: Final = 5.0
+
+
+class _Counter:
+    def __init__(self, counter: Any) -> None:
+        self._counter = counter
+
+    def inc(self, labels: Mapping[str, str], amount: float = 1.0) -> None:
+        if amount > 0.0:  # Ray refuses to add nothing
+            self._counter.inc(amount, tags=dict(labels))
+
+
+class _Gauge:
+    def __init__(self, gauge: Any) -> None:
+        self._gauge = gauge
+        self._values: dict[tuple[tuple[str, str], ...], float] = {}
+
+    def set(self, labels: Mapping[str, str], value: float) -> None:
+        self._values[tuple(labels.items())] = value
+        self._gauge.set(value, tags=dict(labels))
+
+    def refresh(self) -> None:
+        for labels, value in self._values.items():
+            self._gauge.set(value, tags=dict(labels))
+
+
+class _Histogram:
+    def __init__(self, histogram: Any) -> None:
+        self._histogram = histogram
+
+    def observe(self, labels: Mapping[str, str], value: float) -> None:
+        self._histogram.observe(value, tags=dict(labels))
+
+
+class RaySink:
+    """Fulfils ``serve.telemetry.MetricsSink`` on Ray's metrics; every series carries the replica's id."""
+
+    def __init__(self, replica: str) -> None:
+        """Label every series with ``replica``."""
+        self._replica = {"replica": replica}
+        self._gauges: list[_Gauge] = []
+
+    def counter(self, metric: Metric) -> _Counter:
+        """Return the counter of ``metric``. Ray appends ``_total`` itself."""
+        name = metric.name.removesuffix("_total")
+        return _Counter(ray_metrics.Counter(name, metric.meaning, self._keys(metric)).set_default_tags(self._replica))
+
+    def gauge(self, metric: Metric) -> _Gauge:
+        """Return the gauge of ``metric``."""
+        return _Gauge(
+            ray_metrics.Gauge(metric.name, metric.meaning, self._keys(metric)).set_default_tags(self._replica)
+        )
+
+    def histogram(self, metric: Metric) -> _Histogram:
+        """Return the histogram of ``metric``."""
+        made = ray_metrics.Histogram(metric.name, metric.meaning, list(metric.buckets), self._keys(metric))
+        return _Histogram(made.set_default_tags(self._replica))
+
+    def refresh(self) -> None:
+        """Set every gauge to its value again: Ray forgets one that was not set since its last reports."""
+        for gauge in self._gauges:
+            gauge.refresh()
+
+    @staticmethod
+    def _keys(metric: Metric) -> tuple[str, ...]:
+        return (*metric.labels, "replica")
+
+
+class NodeExposition:
+    """Reads the exposition of the node that this process runs on."""
+
+    def __init__(self) -> None:
+        """Look nothing up yet."""
+        self._url: str | None = None
+
+    async def read(self) -> bytes:
+        """Return the node's metrics in Prometheus' text format. Raises UnavailableError."""
+        try:
+            async with asyncio.timeout(FETCH_DEADLINE_S):
+                if self._url is None:
+                    self._url = await asyncio.to_thread(_exposition_url)
+                return await asyncio.to_thread(_fetch, self._url)
+        except (TimeoutError, LookupError, OSError) as error:
+            msg = "The metrics of this node cannot be read now; ask again"
+            raise UnavailableError(msg) from error
+
+
+def _fetch(url: str) -> bytes:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=FETCH_DEADLINE_S) as response:
+        content: bytes = response.read()
+        return content
+
+
+def _exposition_url() -> str:
+    here = ray.get_runtime_context().get_node_id()
+    for node in ray.nodes():
+        if node["NodeID"] == here and node["MetricsExportPort"]:
+            return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    raise LookupError(here)

@@ -1,0 +1,57 @@
+"""Weights change under load: what the clients of a two-replica service suffer is nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clients import Clients, regressions
+
+if TYPE_CHECKING:
+    from running import Service
+
+
+def _assert_nobody_suffered(load: Clients) -> None:
+    assert len(load.exchanges) > 50
+    assert [e for e in load.exchanges if e.status != 200] == []
+    assert regressions(load.exchanges) == []
+
+
+def _assert_all_replicas_serve(service: Service, version: str) -> None:
+    rollout = service.rollout()
+    assert rollout["state"] == "serving"
+    assert rollout["serving"] == version
+    assert [replica["version"] for replica in rollout["replicas"]] == [version, version]
+
+
+def test_promote_and_rollback_under_load(service: Service) -> None:
+    """Eight clients see version 2 after promote and 1 after rollback; none fails, none sees time run backwards."""
+    service.settle("1")
+    start = service.rollout()["generation"]
+    with Clients(service.url, service.tray) as load:
+        load.wait_for(start)
+        promoted = service.cli("promote", "checkout", "2")
+        assert promoted.returncode == 0, promoted.stderr
+        load.wait_for(start + 1)
+        _assert_all_replicas_serve(service, "2")
+        rolled_back = service.cli("rollback", "checkout")
+        assert rolled_back.returncode == 0, rolled_back.stderr
+        load.wait_for(start + 2)
+        _assert_all_replicas_serve(service, "1")
+    _assert_nobody_suffered(load)
+    assert {e.version for e in load.exchanges} == {"1", "2"}
+    for exchange in load.exchanges:
+        assert exchange.version == ("2" if exchange.generation == start + 1 else "1")
+
+
+def test_promote_with_the_actor_killed_between_commit_and_go(service: Service) -> None:
+    """The decision stands in the ledger: replicas finish the flip though the actor that took it is gone."""
+    service.settle("1")
+    start = service.rollout()["generation"]
+    with Clients(service.url, service.tray) as load:
+        load.wait_for(start)
+        service.arm("actor.after_commit", "exit")
+        service.promote("2")
+        load.wait_for(start + 1)
+    _assert_nobody_suffered(load)
+    service.wait_until(lambda rollout: rollout["state"] == "serving")
+    _assert_all_replicas_serve(service, "2")

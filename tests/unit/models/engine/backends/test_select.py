@@ -1,0 +1,58 @@
+"""Which runtime is chosen, and what is refused in one sentence."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+
+import pytest
+
+from models.engine.backends import select
+from models.engine.backends.select import select_backend
+from models.errors import SettingsError
+
+
+def test_fake_is_only_chosen_by_name() -> None:
+    """The fake never stands in for a real runtime."""
+    assert select_backend("fake", precision="auto", threads=1, gpu=False).name == "fake"
+
+
+@pytest.mark.parametrize(
+    ("machine", "installed", "expected"),
+    [
+        ("x86_64", {"openvino", "onnxruntime"}, "openvino"),
+        ("AMD64", {"openvino", "onnxruntime"}, "openvino"),
+        ("aarch64", {"openvino", "onnxruntime"}, "onnxruntime"),
+        ("x86_64", {"onnxruntime"}, "onnxruntime"),
+    ],
+)
+def test_auto_follows_the_machine(
+    monkeypatch: pytest.MonkeyPatch, machine: str, installed: set[str], expected: str
+) -> None:
+    """OpenVINO on x86 where it is installed, ONNX Runtime elsewhere."""
+    if importlib.util.find_spec(expected) is None:
+        pytest.skip(f"{expected} is not installed")
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(select, "_installed", installed.__contains__)
+    assert select_backend("auto", precision="auto", threads=1, gpu=False).name == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "gpu", "reason"),
+    [
+        ("tensorflow", "auto", False, "does not exist"),
+        ("openvino", "auto", True, "CPUs only"),
+        ("onnxruntime", "bf16", False, "fp32"),
+    ],
+)
+def test_impossible_combinations(name: str, precision: str, gpu: bool, reason: str) -> None:  # noqa: FBT001
+    """What cannot work is refused before anything is loaded."""
+    with pytest.raises(SettingsError, match=reason):
+        select_backend(name, precision=precision, threads=1, gpu=gpu)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says what to install."""
+    monkeypatch.setattr(select, "_installed", lambda _: False)
+    with pytest.raises(SettingsError, match=r"steelyard\[cpu\]"):
+        select_backend("openvino", precision="auto", threads=1, gpu=False)

@@ -1,0 +1,404 @@
+"""The batcher's laws, in virtual time: whatever happens, nothing is lost, doubled, mixed or left hanging."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.engine.backends.backend import Plan
+from models.engine.batch import Batcher
+from models.errors import (
+    BackendError,
+    DeadlineExceededError,
+    InvalidOptionError,
+    OverloadedError,
+    SteelyardError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+NEVER = 1e9
+
+
+class FakeExecutor(Executor):
+    """Runs what it is given ``seconds`` of the loop's time later."""
+
+    def __init__(self, seconds: float) -> None:
+        """Take that long for every call."""
+        self.seconds = seconds
+
+    def submit(self, call: Callable, /, *args: object) -> Future:
+        """Schedule the call."""
+        future: Future = Future()
+        future.set_running_or_notify_cancel()
+        asyncio.get_running_loop().call_later(self.seconds, lambda: future.set_result(call(*args)))
+        return future
+
+
+@dataclass
+class FakeLease:
+    """Counts that it was ended."""
+
+    plan: Plan
+    world: World
+
+    def end(self) -> None:
+        """Give it back."""
+        self.world.leases -= 1
+
+
+@dataclass
+class World:
+    """A batcher, and everything that happened to it."""
+
+    plan: Plan = field(default_factory=lambda: Plan(2, 3))
+    service_s: float = 1.0
+    max_queue: int = 1000
+    error: BaseException | None = None
+    serving: bool = True
+    leases: int = 0
+    batches: list[list[Any]] = field(default_factory=list)
+    lanes: Counter = field(default_factory=Counter)
+    most_running: int = 0
+    started_while_held: int = 0
+
+    def __post_init__(self) -> None:
+        """Make the batcher."""
+        self.loop = asyncio.get_running_loop()
+        self.batcher: Batcher = Batcher(
+            self.lease,
+            self.run,
+            FakeExecutor(self.service_s),
+            max_queue=self.max_queue,
+            clock=self.loop.time,
+            started=self.started,
+        )
+
+    def lease(self) -> FakeLease | None:
+        """Hand out a lease while serving."""
+        if not self.serving:
+            return None
+        self.leases += 1
+        return FakeLease(self.plan, self)
+
+    def started(self, _lease: FakeLease, _size: int, _queued: int) -> None:
+        """Look at the batcher as a batch starts."""
+        self.started_while_held += self.batcher.held
+        self.most_running = max(self.most_running, self.batcher.running)
+
+    def run(self, _lease: FakeLease, jobs: Sequence[Any], lane: int) -> list[Any]:
+        """Answer every job with itself; refuse the bad ones."""
+        self.batches.append(list(jobs))
+        self.lanes[lane] += 1
+        if self.error is not None:
+            raise self.error
+        return [InvalidOptionError("bad") if job[-1] == "bad" else ("seen", job) for job in jobs]
+
+
+def play(virtual_loop: type, scene: Callable[[], Coroutine]) -> Any:
+    """Run ``scene`` in virtual time."""
+    with asyncio.Runner(loop_factory=virtual_loop) as runner:
+        return runner.run(scene())
+
+
+async def settle() -> None:
+    """Let everything that is due happen, without letting time pass."""
+    for _ in range(8):
+        await asyncio.sleep(0)
+
+
+actions = st.one_of(
+    st.tuples(st.just("submit"), st.integers(0, 2), st.floats(0.1, 8.0), st.sampled_from(["good", "good", "bad"])),
+    st.tuples(st.just("cancel"), st.integers(0, 30)),
+    st.tuples(st.just("wait"), st.floats(0.0, 3.0)),
+    st.tuples(st.sampled_from(["hold", "resume", "refuse", "allow", "vanish", "appear"])),
+)
+
+
+@settings(max_examples=150)
+@given(
+    script=st.lists(actions, max_size=40),
+    plan=st.builds(Plan, st.integers(1, 3), st.integers(1, 4)),
+    crash=st.sampled_from([None, ValueError("x"), SystemExit(1), StopIteration()]),
+    closes=st.booleans(),
+)
+def test_laws_under_any_script(virtual_loop: type, script: list, plan: Plan, crash: object, closes: bool) -> None:  # noqa: FBT001
+    """Every future ends, jobs run at most once, batches hold one group, holds hold, every lease ends."""
+
+    async def scene() -> None:
+        world = World(plan=plan, error=crash, max_queue=10)
+        batcher = world.batcher
+        tasks: list[asyncio.Task] = []
+        cancelled_before_running = set()
+        for action in script:
+            match action:
+                case ("submit", group, deadline, kind):
+                    job = (len(tasks), group, kind)
+                    tasks.append(asyncio.create_task(batcher.submit(job, group, world.loop.time() + deadline)))
+                    await settle()
+                case ("cancel", index) if index < len(tasks):
+                    if not any(index == job[0] for batch in world.batches for job in batch) and not batcher.running:
+                        cancelled_before_running.add(index)
+                    tasks[index].cancel()
+                    await settle()
+                case ("wait", seconds):
+                    await asyncio.sleep(seconds)
+                case ("hold",):
+                    batcher.hold()
+                case ("resume",):
+                    batcher.resume()
+                case ("refuse",):
+                    batcher.fail_all("in doubt")
+                case ("allow",):
+                    batcher.fail_all(None)
+                case ("vanish",):
+                    world.serving = False
+                case ("appear",):
+                    world.serving = True
+        if closes:
+            await batcher.close(grace_s=5.0)
+            await settle()
+            assert all(task.done() for task in tasks)
+        await asyncio.sleep(20.0)
+        assert all(task.done() for task in tasks)
+        assert batcher.queued == batcher.running == world.leases == 0
+        assert world.started_while_held == 0
+        assert world.most_running <= plan.lanes
+        assert set(world.lanes) <= set(range(plan.lanes))
+        ran = Counter(job[0] for batch in world.batches for job in batch)
+        assert all(times == 1 for times in ran.values())
+        for batch in world.batches:
+            assert 1 <= len(batch) <= plan.max_batch
+            assert len({job[1] for job in batch}) == 1
+        for index, task in enumerate(tasks):
+            if task.cancelled():
+                assert index not in ran or index not in cancelled_before_running
+            elif (error := task.exception()) is None:
+                (verdict, job), waited = task.result()
+                assert (verdict, job[0], ran[index]) == ("seen", index, 1)
+                assert waited >= 0
+            else:
+                assert isinstance(error, SteelyardError)
+
+    play(virtual_loop, scene)
+
+
+def test_an_idle_batcher_starts_at_once(virtual_loop: type) -> None:
+    """No timer delays a lone image."""
+
+    async def scene() -> None:
+        world = World()
+        _, waited = await world.batcher.submit((0, "good"), "g", NEVER)
+        assert (world.loop.time(), waited) == (1.0, 0.0)
+
+    play(virtual_loop, scene)
+
+
+def test_a_freed_lane_takes_everything_that_waits(virtual_loop: type) -> None:
+    """What came during a batch forms the next one, up to its limit, oldest first."""
+
+    async def scene() -> None:
+        world = World(plan=Plan(1, 3))
+        tasks = [asyncio.create_task(world.batcher.submit((0, "good"), "g", NEVER))]
+        await settle()
+        tasks += [asyncio.create_task(world.batcher.submit((n, "good"), "g", NEVER)) for n in range(1, 6)]
+        await asyncio.gather(*tasks)
+        assert [[job[0] for job in batch] for batch in world.batches] == [[0], [1, 2, 3], [4, 5]]
+
+    play(virtual_loop, scene)
+
+
+def test_the_images_of_one_tick_share_a_batch(virtual_loop: type) -> None:
+    """A request with several images does not send its first one ahead alone."""
+
+    async def scene() -> None:
+        world = World(plan=Plan(1, 8))
+        await asyncio.gather(*(world.batcher.submit((n, "good"), "g", NEVER) for n in range(5)))
+        assert len(world.batches) == 1
+
+    play(virtual_loop, scene)
+
+
+def test_the_oldest_group_goes_first(virtual_loop: type) -> None:
+    """A popular shape cannot starve a rare one."""
+
+    async def scene() -> None:
+        world = World(plan=Plan(1, 2))
+        order = ["a", "a", "b", "a", "a"]
+        await asyncio.gather(*(world.batcher.submit((n, g, "good"), g, NEVER) for n, g in enumerate(order)))
+        assert [[job[0] for job in batch] for batch in world.batches] == [[0, 1], [2], [3, 4]]
+
+    play(virtual_loop, scene)
+
+
+def test_a_bad_item_leaves_its_mates_alone(virtual_loop: type) -> None:
+    """Errors belong to one item."""
+
+    async def scene() -> None:
+        world = World(plan=Plan(1, 8))
+        jobs = [(0, "good"), (1, "bad"), (2, "good")]
+        results = await asyncio.gather(*(world.batcher.submit(j, "g", NEVER) for j in jobs), return_exceptions=True)
+        assert isinstance(results[1], InvalidOptionError)
+        assert results[0][0] == ("seen", jobs[0])
+        assert results[2][0] == ("seen", jobs[2])
+
+    play(virtual_loop, scene)
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), StopIteration(), BackendError("gone")])
+def test_a_crash_fails_the_batch_and_the_lane_goes_on(virtual_loop: type, error: BaseException) -> None:
+    """Whatever a lane raises, its images get BackendErrors of their own and the next batch runs."""
+
+    async def scene() -> None:
+        world = World(plan=Plan(1, 8), error=error)
+        failed = await asyncio.gather(
+            *(world.batcher.submit((n, "good"), "g", NEVER) for n in range(3)), return_exceptions=True
+        )
+        assert [type(one) for one in failed] == [BackendError] * 3
+        assert len({id(one) for one in failed}) == 3
+        world.error = None
+        (verdict, _), _ = await world.batcher.submit((9, "good"), "g", NEVER)
+        assert verdict == "seen"
+
+    play(virtual_loop, scene)
+
+
+def test_a_full_queue_refuses_at_the_door(virtual_loop: type) -> None:
+    """One more than the limit is refused at once, the others are answered."""
+
+    async def scene() -> None:
+        world = World(plan=Plan(1, 1), max_queue=2)
+        tasks = [asyncio.create_task(world.batcher.submit((0, "good"), "g", NEVER))]
+        await settle()
+        tasks += [asyncio.create_task(world.batcher.submit((n, "good"), "g", NEVER)) for n in (1, 2)]
+        await settle()
+        with pytest.raises(OverloadedError, match="limit is 2"):
+            await world.batcher.submit((3, "good"), "g", NEVER)
+        assert world.loop.time() == 0.0
+        await asyncio.gather(*tasks)
+
+    play(virtual_loop, scene)
+
+
+def test_deadlines_hold_though_no_lane_frees(virtual_loop: type) -> None:
+    """A waiting image expires on time while its lane hangs, and so does the running one."""
+
+    async def scene() -> None:
+        world = World(plan=Plan(1, 1), service_s=1000.0)
+        running = asyncio.create_task(world.batcher.submit((0, "good"), "g", 7.0))
+        await settle()
+        with pytest.raises(DeadlineExceededError):
+            await world.batcher.submit((1, "good"), "g", 3.0)
+        assert world.loop.time() == pytest.approx(3.0)
+        with pytest.raises(DeadlineExceededError):
+            await running
+        assert world.loop.time() == pytest.approx(7.0)
+        assert world.batcher.queued == 0
+
+    play(virtual_loop, scene)
+
+
+def test_a_passed_deadline_is_refused_at_once(virtual_loop: type) -> None:
+    """Nothing is queued that nobody waits for."""
+
+    async def scene() -> None:
+        world = World()
+        with pytest.raises(DeadlineExceededError):
+            await world.batcher.submit((0, "good"), "g", 0.0)
+        assert world.batches == []
+
+    play(virtual_loop, scene)
+
+
+def test_hold_keeps_batches_from_starting(virtual_loop: type) -> None:
+    """Under a hold the running batch ends and no other starts; resume lets them go."""
+
+    async def scene() -> None:
+        world = World(plan=Plan(1, 1))
+        first = asyncio.create_task(world.batcher.submit((0, "good"), "g", NEVER))
+        await settle()
+        second = asyncio.create_task(world.batcher.submit((1, "good"), "g", NEVER))
+        world.batcher.hold()
+        await first
+        await asyncio.sleep(50.0)
+        assert (len(world.batches), world.batcher.queued, world.batcher.held) == (1, 1, True)
+        world.batcher.resume()
+        await second
+        assert world.loop.time() == pytest.approx(52.0)
+
+    play(virtual_loop, scene)
+
+
+def test_fail_all_refuses_until_it_is_lifted(virtual_loop: type) -> None:
+    """In doubt neither waiting nor new images are answered; afterwards they are."""
+
+    async def scene() -> None:
+        world = World()
+        world.batcher.hold()
+        waiting = asyncio.create_task(world.batcher.submit((0, "good"), "g", NEVER))
+        await settle()
+        world.batcher.fail_all("in doubt")
+        for refused in (waiting, world.batcher.submit((1, "good"), "g", NEVER)):
+            with pytest.raises(UnavailableError, match="in doubt"):
+                await refused
+        world.batcher.fail_all(None)
+        world.batcher.resume()
+        await world.batcher.submit((2, "good"), "g", NEVER)
+
+    play(virtual_loop, scene)
+
+
+def test_close_ends_what_hangs(virtual_loop: type) -> None:
+    """After the grace even an image on a hanging lane gets its error."""
+
+    async def scene() -> None:
+        world = World(plan=Plan(1, 1), service_s=1000.0)
+        tasks = [asyncio.create_task(world.batcher.submit((n, "good"), "g", NEVER)) for n in range(3)]
+        await settle()
+        await world.batcher.close(grace_s=2.0)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(one) for one in results] == [UnavailableError] * 3
+        assert world.loop.time() == pytest.approx(2.0)
+        with pytest.raises(UnavailableError):
+            await world.batcher.submit((9, "good"), "g", NEVER)
+
+    play(virtual_loop, scene)
+
+
+def test_a_dead_executor_fails_the_batch() -> None:
+    """An executor that is already shut down does not leave its images hanging."""
+
+    async def scene() -> None:
+        world = World()
+
+        def refuse(*_: object) -> Future:
+            msg = "shut down"
+            raise RuntimeError(msg)
+
+        world.batcher._executor.submit = refuse
+        with pytest.raises(UnavailableError):
+            await world.batcher.submit((0, "good"), "g", world.loop.time() + 60)
+        assert world.leases == 0
+
+    asyncio.run(scene())
+
+
+def test_too_few_results_are_a_backend_error(virtual_loop: type) -> None:
+    """A run that forgets a job fails its batch instead of answering with a neighbour's result."""
+
+    async def scene() -> None:
+        world = World()
+        world.batcher._run = lambda *_: []
+        with pytest.raises(BackendError):
+            await world.batcher.submit((0, "good"), "g", NEVER)
+
+    play(virtual_loop, scene)

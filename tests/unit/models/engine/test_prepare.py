@@ -1,0 +1,169 @@
+"""Preparing: every failure carries its step and whether it is permanent, and frees what was loaded."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from models.engine.backends.backend import Plan
+from models.engine.backends.fake import FakeBackend
+from models.engine.prepare import SIGHT_CONF, AbandonedError, Preparer
+from models.engine.warm import ShapeCache
+from models.errors import BackendError, ReleaseFaultError, ReleaseRejectedError
+from models.types import Detections, GoldenImage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from models.types import Release
+
+
+def preparer(backend: FakeBackend, **more: object) -> Preparer:
+    """Return a preparer with room for every shape."""
+    return Preparer(backend, ShapeCache(10**9), **more)
+
+
+def golden(picture: Callable[..., bytes], *sizes: tuple[int, int]) -> tuple[GoldenImage, ...]:
+    """Return golden images of these (height, width)."""
+    return tuple(GoldenImage(f"{h}x{w}.png", picture(h, w), Detections.empty()) for h, w in sizes)
+
+
+def test_golden_and_common_shapes_are_warm(make_release: Callable[..., Release], picture: Callable) -> None:
+    """The shapes that will surely come are warm before the release serves."""
+    release = make_release(golden=golden(picture, (10, 64)))
+    session = preparer(FakeBackend()).prepare(release, None, None, threading.Event())
+    assert session.warmed == {(32, 64), (64, 64), (64, 48 // 32 * 32 + 32)}
+
+
+def test_a_successor_is_warmed_like_what_serves(make_release: Callable[..., Release]) -> None:
+    """After a swap the shapes that clients send now are as fast as before it."""
+    work = preparer(FakeBackend())
+    first = work.prepare(make_release("a"), None, None, threading.Event())
+    work.shapes.warm(first, (32, 64))
+    second = work.prepare(make_release("b"), make_release("a"), first, threading.Event())
+    assert second.warmed == first.warmed
+
+
+def test_shapes_that_do_not_fit_the_successor_are_left(make_release: Callable[..., Release]) -> None:
+    """A release of smaller tensors is not warmed for larger ones."""
+    work = preparer(FakeBackend())
+    first = work.prepare(make_release("a", imgsz=128), None, None, threading.Event())
+    second = work.prepare(make_release("b"), make_release("a"), first, threading.Event())
+    assert all(max(shape) <= 64 for shape in second.warmed)
+
+
+def test_the_plan_is_chosen_once(make_release: Callable[..., Release]) -> None:
+    """Later releases are driven like the first: a measurement under load would mislead."""
+    backend = FakeBackend()
+    backend.plans = lambda: (Plan(1, 4), Plan(2, 2))
+    work = preparer(backend)
+    first = work.prepare(make_release("a"), None, None, threading.Event())
+    loads = len(backend.sessions)
+    second = work.prepare(make_release("b"), None, None, threading.Event())
+    assert (loads, len(backend.sessions), second.plan) == (2, 3, first.plan)
+
+
+def test_settings_force_the_plan(make_release: Callable[..., Release]) -> None:
+    """Forced lanes and batch leave nothing to measure."""
+    backend = FakeBackend()
+    backend.plans = lambda: (Plan(1, 4), Plan(2, 4))
+    session = preparer(backend, lanes=3, max_batch=5).prepare(make_release(), None, None, threading.Event())
+    assert (session.plan, len(backend.sessions)) == (Plan(3, 5), 1)
+
+
+def test_the_sight_test_sees_through_the_candidate(make_release: Callable[..., Release], picture: Callable) -> None:
+    """It gets the candidate, what serves, and a detector that is not yet serving."""
+    seen: list[object] = []
+
+    def sight_test(release: Release, detect: Callable, serving: Release | None) -> None:
+        found = detect(picture())
+        seen.extend((release.digest[0], serving.digest[0], len(found), found.scores.min() >= SIGHT_CONF))
+
+    work = preparer(FakeBackend(), sight_test=sight_test)
+    work.prepare(make_release("b"), make_release("a"), None, threading.Event())
+    assert seen == ["b", "a", 4, True]
+
+
+def refuse(*_: object) -> None:
+    """Find every release blind."""
+    msg = "blind"
+    raise ReleaseRejectedError(msg, step="golden")
+
+
+def stumble(*_: object) -> None:
+    """Fail in an unforeseen way."""
+    msg = "a bug"
+    raise KeyError(msg)
+
+
+def look(_release: Release, detect: Callable[[bytes], object], _serving: object) -> None:
+    """Look at rubbish."""
+    detect(b"rubbish")
+
+
+@pytest.mark.parametrize(
+    ("backend", "sight_test", "kind", "step"),
+    [
+        ({"load_error": ReleaseRejectedError("bad", step="load")}, None, ReleaseRejectedError, "load"),
+        ({"load_error": MemoryError()}, None, ReleaseFaultError, "load"),
+        ({"load_error": OSError("disk")}, None, ReleaseFaultError, "load"),
+        ({"finite": False}, None, ReleaseRejectedError, "warm"),
+        ({"infer_error": BackendError("no")}, None, ReleaseFaultError, "warm"),
+        ({"infer_error": MemoryError()}, None, ReleaseFaultError, "warm"),
+        ({}, refuse, ReleaseRejectedError, "golden"),
+        ({}, stumble, ReleaseFaultError, "golden"),
+        ({}, look, ReleaseRejectedError, "golden"),
+    ],
+)
+def test_failures_name_their_step(
+    make_release: Callable[..., Release], backend: dict, sight_test: object, kind: type, step: str
+) -> None:
+    """Bad bytes are permanent, bad surroundings are not; nothing stays loaded."""
+    fake = FakeBackend(**backend)
+    with pytest.raises(kind) as caught:
+        preparer(fake, sight_test=sight_test).prepare(make_release(), None, None, threading.Event())
+    assert (type(caught.value), caught.value.step) == (kind, step)
+    assert all(session.closed for session in fake.sessions)
+
+
+def test_a_runtime_failure_during_the_sight_test_is_transient(make_release: Callable, picture: Callable) -> None:
+    """A runtime that breaks says nothing of what the network sees."""
+    fake = FakeBackend()
+
+    def sight_test(_release: Release, detect: Callable, _serving: Release | None) -> None:
+        fake.infer_error = BackendError("no memory")
+        detect(picture())
+
+    with pytest.raises(ReleaseFaultError) as caught:
+        preparer(fake, sight_test=sight_test).prepare(make_release(), None, None, threading.Event())
+    assert caught.value.step == "golden"
+
+
+def test_an_undecodable_golden_image_is_permanent(make_release: Callable[..., Release]) -> None:
+    """The release's own bytes are at fault."""
+    release = make_release(golden=(GoldenImage("bad.png", b"rubbish", Detections.empty()),))
+    with pytest.raises(ReleaseRejectedError) as caught:
+        preparer(FakeBackend()).prepare(release, None, None, threading.Event())
+    assert caught.value.step == "golden"
+
+
+def test_abandoned_work_frees_itself(make_release: Callable[..., Release]) -> None:
+    """When nobody waits any more the session is closed and its shapes are forgotten."""
+    fake, abandoned = FakeBackend(), threading.Event()
+    work = preparer(fake, sight_test=lambda *_: abandoned.set())
+    with pytest.raises(AbandonedError):
+        work.prepare(make_release(), None, None, abandoned)
+    (session,) = fake.sessions
+    assert session.closed
+    assert work.shapes.shapes(session) == ()
+
+
+def test_blank_pictures_are_probed_too(make_release: Callable[..., Release]) -> None:
+    """Without golden images NaN is still found, on grey tensors."""
+    fake = FakeBackend(finite=False)
+    with pytest.raises(ReleaseRejectedError, match="NaN"):
+        preparer(fake).prepare(make_release(head="raw"), None, None, threading.Event())
+    assert np.prod(fake.calls[0].shape) > 0

@@ -1,0 +1,190 @@
+"""Residents: one preparation at a time, nothing stays loaded that nobody wants, all freeing off the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from models.engine.backends.fake import FakeBackend
+from models.engine.observe import NullObserver
+from models.engine.prepare import Preparer
+from models.engine.residents import Residents
+from models.engine.warm import COMPILE_AFTER, ShapeCache
+from models.errors import ReleaseRejectedError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from models.types import Release
+
+
+class Gate:
+    """A sleep that lasts until the gate is opened, and says when somebody waits at it."""
+
+    def __init__(self) -> None:
+        """Start shut."""
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, seconds: float) -> None:
+        """Wait if there is time to spend."""
+        if seconds:
+            self.reached.set()
+            assert self.open.wait(20)
+
+
+@asynccontextmanager
+async def residents_of(backend: FakeBackend) -> AsyncIterator[Residents]:
+    """Yield residents and close them."""
+    residents = Residents(Preparer(backend, ShapeCache(10**9)), NullObserver())
+    try:
+        yield residents
+    finally:
+        await asyncio.wait_for(residents.close(), 20)
+        assert all(session.closed for session in backend.sessions)
+
+
+async def test_resident_content_is_not_loaded_again(make_release: Callable[..., Release]) -> None:
+    """Active, previous and candidate releases are ready as they are; another version's name waits for its flip."""
+    backend = FakeBackend()
+    async with residents_of(backend) as residents:
+        for letter in "ab":
+            await residents.prepare(make_release(letter))
+            residents.slots.flip(letter * 64, 1)
+        await residents.prepare(make_release("c"))
+        loaded = len(backend.sessions)
+        for letter in "abc":
+            await residents.prepare(make_release(letter, version="9"))
+        assert len(backend.sessions) == loaded
+        assert residents.slots.active.release.version == "1"
+        assert residents.slots.flip("b" * 64, 2).version == "9"
+        await residents.prepare(make_release("a", version="1"))
+        assert residents.slots.flip("a" * 64, 3).version == "1"
+
+
+async def test_a_new_candidate_replaces_the_old_one(make_release: Callable[..., Release]) -> None:
+    """The old candidate is freed before the new one is loaded."""
+    backend = FakeBackend()
+    async with residents_of(backend) as residents:
+        await residents.prepare(make_release("a"))
+        await residents.prepare(make_release("b"))
+        assert residents.slots.candidate.release.digest[0] == "b"
+        assert [session.closed for session in backend.sessions] == [True, False]
+
+
+async def test_a_rejected_release_leaves_no_trace(make_release: Callable[..., Release]) -> None:
+    """The slots stay as they were, and the next release is prepared normally."""
+    backend = FakeBackend()
+    async with residents_of(backend) as residents:
+        await residents.prepare(make_release("a"))
+        residents.slots.flip("a" * 64, 1)
+        backend.finite = False
+        with pytest.raises(ReleaseRejectedError):
+            await residents.prepare(make_release("b"))
+        assert (residents.slots.active.release.digest[0], residents.slots.candidate) == ("a", None)
+        backend.finite = True
+        await residents.prepare(make_release("b"))
+
+
+async def test_cancelling_frees_what_was_loaded(make_release: Callable[..., Release]) -> None:
+    """A preparation that nobody awaits any more closes its session, and the next one is not blocked by it."""
+    gate = Gate()
+    backend = FakeBackend(load_time_s=1.0, sleep=gate)
+    async with residents_of(backend) as residents:
+        task = asyncio.create_task(residents.prepare(make_release("a")))
+        assert await asyncio.to_thread(gate.reached.wait, 20)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        gate.open.set()
+        await residents.prepare(make_release("b"))
+        assert residents.slots.candidate.release.digest[0] == "b"
+        assert [session.closed for session in backend.sessions] == [True, False]
+
+
+async def test_closing_ends_a_running_preparation(make_release: Callable[..., Release]) -> None:
+    """Its caller gets UnavailableError, and later ones too."""
+    gate = Gate()
+    backend = FakeBackend(load_time_s=1.0, sleep=gate)
+    async with residents_of(backend) as residents:
+        task = asyncio.create_task(residents.prepare(make_release("a")))
+        assert await asyncio.to_thread(gate.reached.wait, 20)
+        closing = asyncio.create_task(residents.close())
+        await asyncio.sleep(0)
+        gate.open.set()
+        with pytest.raises(UnavailableError):
+            await task
+        await closing
+        with pytest.raises(UnavailableError):
+            await residents.prepare(make_release("b"))
+
+
+async def test_a_lease_that_outlives_the_worker_is_still_freed(make_release: Callable[..., Release]) -> None:
+    """A batch that ends after closing gives its session back."""
+    backend = FakeBackend()
+    residents = Residents(Preparer(backend, ShapeCache(10**9)), NullObserver())
+    await residents.prepare(make_release("a"))
+    residents.slots.flip("a" * 64, 1)
+    lease = residents.slots.lease()
+    await residents.close()
+    (session,) = backend.sessions
+    assert not session.closed
+    lease.end()
+    for _ in range(1000):
+        if session.closed:
+            break
+        await asyncio.to_thread(threading.Event().wait, 0.01)
+    assert session.closed
+
+
+async def test_a_session_that_cannot_be_closed_is_survived(make_release: Callable[..., Release]) -> None:
+    """An error while freeing is logged and stops nothing."""
+    backend = FakeBackend()
+    residents = Residents(Preparer(backend, ShapeCache(10**9)), NullObserver())
+    await residents.prepare(make_release("a"))
+
+    def fail() -> None:
+        msg = "stuck"
+        raise RuntimeError(msg)
+
+    backend.sessions[0].close = fail
+    residents.slots.discard("a" * 64)
+    await residents.prepare(make_release("b"))
+    await residents.close()
+    assert backend.sessions[1].closed
+
+
+class Compiled(NullObserver):
+    """Remembers what was compiled."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.shapes: list[tuple] = []
+        self.happened = asyncio.Event()
+
+    def compiled(self, release: object, shape: tuple, error: BaseException | None) -> None:
+        """Write it down."""
+        self.shapes.append((release.digest[0], shape, error))
+        self.happened.set()
+
+
+async def test_frequent_shapes_are_warmed_in_the_background(make_release: Callable[..., Release]) -> None:
+    """A shape that comes often enough is warmed once; one of a release that no longer serves is not."""
+    backend, observer = FakeBackend(), Compiled()
+    residents = Residents(Preparer(backend, ShapeCache(10**9)), observer)
+    await residents.prepare(make_release("a"))
+    residents.slots.flip("a" * 64, 1)
+    (session,) = backend.sessions
+    for _ in range(COMPILE_AFTER + 5):
+        residents.warm_if_earned(session, (32, 32), 1)
+    await asyncio.wait_for(observer.happened.wait(), 20)
+    assert observer.shapes == [("a", (32, 32), None)]
+    assert (32, 32) in session.warmed
+    assert residents.slots.active.leases == 0
+    stranger = backend.load(make_release("z"))
+    residents.warm_if_earned(stranger, (32, 32), COMPILE_AFTER)
+    await residents.close()
+    assert (stranger.warmed, residents.slots.active) == (set(), None)

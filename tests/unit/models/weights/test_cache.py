@@ -1,0 +1,132 @@
+"""The release cache and the committed record: atomic, private, honest about damage."""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from models.errors import ReleaseFaultError, ReleaseRejectedError
+from models.weights.cache import Committed, CommittedStore, ReleaseCache
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Files = dict[str, NDArray[np.uint8]]
+DIGEST = "ab" * 32
+
+
+def test_what_is_put_comes_back(release_files: Files, tmp_path: Path) -> None:
+    """All files of a release, byte for byte."""
+    cache = ReleaseCache(tmp_path)
+    assert cache.get(DIGEST) is None
+    cache.put(DIGEST, release_files)
+    found = cache.get(DIGEST)
+    assert found is not None
+    assert {name: array.tobytes() for name, array in found.items()} == {
+        name: array.tobytes() for name, array in release_files.items()
+    }
+
+
+def test_cached_files_are_private_and_no_partial_remains(release_files: Files, tmp_path: Path) -> None:
+    """Files have mode 0600; the temporary folder is gone."""
+    cache = ReleaseCache(tmp_path)
+    cache.put(DIGEST, release_files)
+    cache.put(DIGEST, release_files)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {0o600}
+    assert [path.name for path in (tmp_path / "releases").iterdir()] == [DIGEST]
+
+
+def test_a_dropped_release_is_gone_and_can_be_put_again(release_files: Files, tmp_path: Path) -> None:
+    """A poisoned entry is replaced by dropping and putting."""
+    cache = ReleaseCache(tmp_path)
+    cache.drop(DIGEST)
+    cache.put(DIGEST, {"model.onnx": np.zeros(3, np.uint8)})
+    cache.drop(DIGEST)
+    assert cache.get(DIGEST) is None
+    cache.put(DIGEST, release_files)
+    assert set(cache.get(DIGEST) or {}) == set(release_files)
+
+
+def test_pruning_keeps_what_is_named(tmp_path: Path) -> None:
+    """Everything else goes."""
+    cache = ReleaseCache(tmp_path)
+    assert cache.prune([]) == []
+    for digest in (DIGEST, "cd" * 32):
+        cache.put(digest, {"model.onnx": np.zeros(3, np.uint8)})
+    assert cache.prune([DIGEST]) == ["cd" * 32]
+    assert cache.get(DIGEST) is not None
+
+
+def test_a_release_cannot_write_outside_its_folder(tmp_path: Path) -> None:
+    """File names come from a registry that may have been tampered with."""
+    cache = ReleaseCache(tmp_path / "cache")
+    for name in ("../../evil", "/tmp/evil"):  # noqa: S108 - the point of the test
+        with pytest.raises(ReleaseRejectedError):
+            cache.put(DIGEST, {name: np.zeros(1, np.uint8)})
+    assert not (tmp_path / "evil").exists()
+    assert cache.get(DIGEST) is None
+
+
+def test_a_digest_cannot_be_a_path(tmp_path: Path) -> None:
+    """Only 64 hex digits name a folder of the cache."""
+    with pytest.raises(ReleaseRejectedError):
+        ReleaseCache(tmp_path).get("../x")
+
+
+def test_a_full_disk_is_a_passing_fault_that_leaves_nothing(
+    release_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rollout may retry; no half release is ever visible."""
+    cache = ReleaseCache(tmp_path)
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("models.weights.cache.os.fsync", fail)
+    with pytest.raises(ReleaseFaultError, match="No space left"):
+        cache.put(DIGEST, release_files)
+    assert cache.get(DIGEST) is None
+    assert list((tmp_path / "releases").iterdir()) == []
+    with pytest.raises(ReleaseFaultError) as caught:
+        CommittedStore(tmp_path).save(Committed("m", 1, "1", DIGEST))
+    assert caught.value.step == "commit"
+    assert list((tmp_path / "committed").iterdir()) == []
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(generation=st.integers(0, 2**40), previous=st.none() | st.text(max_size=8), pin=st.none() | st.text(max_size=8))
+def test_the_committed_record_reads_back(
+    tmp_path: Path, generation: int, previous: str | None, pin: str | None
+) -> None:
+    """Law: load returns what save got last."""
+    store = CommittedStore(tmp_path)
+    record = Committed("m", generation, "4", DIGEST, previous, previous, pin)
+    store.save(record)
+    assert store.load("m") == record
+    assert store.load("other") is None
+
+
+def test_a_damaged_committed_record_is_ignored(tmp_path: Path) -> None:
+    """A record that does not carry its own digest names nothing that could serve."""
+    store = CommittedStore(tmp_path)
+    store.save(Committed("m", 3, "4", DIGEST))
+    path = tmp_path / "committed" / "m.json"
+    path.write_bytes(path.read_bytes().replace(b'"generation": 3', b'"generation": 9'))
+    assert store.load("m") is None
+    path.write_bytes(b"[1")
+    assert store.load("m") is None
+    path.write_bytes(b'{"record": [], "sha256": ""}')
+    assert store.load("m") is None
+
+
+def test_a_model_name_cannot_be_a_path(tmp_path: Path) -> None:
+    """The record's file is named by the model."""
+    with pytest.raises(ReleaseRejectedError):
+        CommittedStore(tmp_path).load("../m")

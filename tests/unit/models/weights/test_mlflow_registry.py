@@ -1,0 +1,177 @@
+"""What is MLflow's own: the order of writes, hand-made changes, dead servers, silence."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from models.errors import RegistryError
+from models.weights.mlflow_registry import MlflowRegistry, open_registry
+from models.weights.registry import DIGEST_TAG, PROMOTION_TAG, SERVING_TAG, STATE_TAG
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return one home folder for all tests: creating the tables takes seconds."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def registry(home: Path) -> MlflowRegistry:
+    """Return a registry on SQLite in the home folder."""
+    return open_registry(f"sqlite:///{home}/registry/mlflow.db")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with one file."""
+    place = tmp_path / "release"
+    place.mkdir()
+    (place / "model.onnx").write_bytes(b"graph")
+    return place
+
+
+def _client(registry: MlflowRegistry) -> Any:
+    return registry._connect()
+
+
+def test_artifacts_stay_in_the_home_folder(
+    registry: MlflowRegistry, home: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's default would be ./mlruns of whoever calls."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    registry.create_version("placed", folder, tags={DIGEST_TAG: "a"}, metrics={})
+    assert os.listdir(elsewhere) == []  # noqa: PTH208 - a plain list compares best
+    assert [path.read_bytes() for path in (home / "registry" / "artifacts").rglob("model.onnx")] == [b"graph"]
+
+
+def test_the_ready_tag_is_written_last(registry: MlflowRegistry, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash just before it leaves a version that does not exist for the fleet."""
+
+    def crash(*_: object) -> None:
+        raise ConnectionError
+
+    client = _client(registry)
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "set_model_version_tag", crash)
+        with pytest.raises(RegistryError):
+            registry.create_version("crashed", folder, tags={DIGEST_TAG: "a"}, metrics={})
+    (info,) = registry.versions("crashed")
+    assert (info.state, info.digest) == ("", "a")
+    client.set_model_version_tag("crashed", "1", STATE_TAG, "ready")
+    assert registry.version("crashed", "1").state == "ready"
+
+
+def test_a_reader_between_the_two_writes_of_a_promotion_sees_the_new_version(
+    registry: MlflowRegistry, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never the old version under a new id, which would lift its rejection; never the new one under the old id."""
+    for digest in "ab":
+        registry.create_version("order", folder, tags={DIGEST_TAG: digest}, metrics={})
+    registry.promote("order", "1", promotion="p1", reason="test")
+    client, seen = _client(registry), []
+    write = client.set_registered_model_tag
+
+    def look_then_write(*arguments: object) -> None:
+        seen.append(registry.desired("order"))
+        write(*arguments)
+
+    monkeypatch.setattr(client, "set_registered_model_tag", look_then_write)
+    registry.promote("order", "2", promotion="p2", reason="test")
+    (between,) = seen
+    assert between is not None
+    assert (between.version, between.digest, between.promotion) == ("2", "b", "alias:2")
+    after = registry.desired("order")
+    assert after is not None
+    assert after.promotion == "p2"
+
+
+def test_an_alias_moved_by_hand_is_a_promotion(registry: MlflowRegistry, folder: Path) -> None:
+    """Whoever moves it in MLflow's own pages wants that version."""
+    for digest in "ab":
+        registry.create_version("hand", folder, tags={DIGEST_TAG: digest}, metrics={})
+    registry.promote("hand", "2", promotion="p1", reason="test")
+    _client(registry).set_registered_model_alias("hand", "production", "1")
+    desired = registry.desired("hand")
+    assert desired is not None
+    assert (desired.version, desired.promotion) == ("1", "alias:1")
+
+
+@pytest.mark.parametrize("tag", ["", "p1", "[]", '{"id": "x"}', '{"version": "1"}'])
+def test_a_promotion_tag_that_makes_no_sense_is_like_none(registry: MlflowRegistry, folder: Path, tag: str) -> None:
+    """Tags can be edited by anybody."""
+    name = f"odd{abs(hash(tag))}"
+    registry.create_version(name, folder, tags={DIGEST_TAG: "a"}, metrics={})
+    registry.promote(name, "1", promotion="p1", reason="test")
+    _client(registry).set_registered_model_tag(name, PROMOTION_TAG, tag)
+    desired = registry.desired(name)
+    assert desired is not None
+    assert desired.promotion == "alias:1"
+
+
+def test_a_deleted_version_is_no_longer_desired(registry: MlflowRegistry, folder: Path) -> None:
+    """MLflow removes the alias with it; the fleet keeps what it serves."""
+    registry.create_version("gone", folder, tags={DIGEST_TAG: "a"}, metrics={})
+    registry.promote("gone", "1", promotion="p1", reason="test")
+    _client(registry).delete_model_version("gone", "1")
+    assert registry.desired("gone") is None
+    assert registry.versions("gone") == []
+
+
+def test_what_serves_is_written_for_people(registry: MlflowRegistry, folder: Path) -> None:
+    """Generation, version and digest as JSON in the model's tag."""
+    registry.create_version("told", folder, tags={DIGEST_TAG: "a"}, metrics={})
+    registry.record_serving("told", generation=7, version="1", digest="a")
+    note = json.loads(_client(registry).get_registered_model("told").tags[SERVING_TAG])
+    assert (note["generation"], note["version"], note["digest"]) == (7, "1", "a")
+
+
+def test_lost_artifacts_are_a_registry_error(
+    registry: MlflowRegistry, home: Path, folder: Path, tmp_path: Path
+) -> None:
+    """The database knows a version whose files somebody removed."""
+    registry.create_version("lost", folder, tags={DIGEST_TAG: "a"}, metrics={})
+    source = _client(registry).get_model_version("lost", "1").source
+    (path,) = [path for path in (home / "registry" / "artifacts").rglob("weights") if str(path) in source]
+    path.rename(path.with_name("moved"))
+    destination = tmp_path / "fetched"
+    destination.mkdir()
+    with pytest.raises(RegistryError):
+        registry.fetch("lost", "1", destination)
+    assert list(destination.iterdir()) == []
+
+
+def test_a_dead_server_fails_fast() -> None:
+    """MLflow's own default is to block for four minutes."""
+    started = time.monotonic()
+    registry = MlflowRegistry("http://127.0.0.1:9")
+    with pytest.raises(RegistryError, match="cannot be reached"):
+        registry.desired("m")
+    assert time.monotonic() - started < 20
+
+
+def test_a_database_that_is_none_is_a_registry_error(tmp_path: Path) -> None:
+    """A text file in its place."""
+    (tmp_path / "mlflow.db").write_text("no database\n" * 100)
+    with pytest.raises(RegistryError):
+        open_registry(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_nothing_is_printed(registry: MlflowRegistry, folder: Path, tmp_path: Path, capfd: Any) -> None:
+    """MLflow would narrate each step on the terminal."""
+    registry.create_version("quiet", folder, tags={DIGEST_TAG: "a"}, metrics={"x": 1.0})
+    registry.promote("quiet", "1", promotion="p", reason="test")
+    destination = tmp_path / "fetched"
+    destination.mkdir()
+    registry.fetch("quiet", "1", destination)
+    registry.versions("quiet")
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,152 @@
+"""The sandbox: what a child may say, how it ends, and what it cannot reach."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from models.errors import ConversionError
+from models.weights import sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HEADER = """
+from models.errors import ConversionError
+def main(request, progress):
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Return a function that runs a body of code as the sandboxed child's ``main``."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    original = sandbox._environment
+
+    def environment(folder: Path, *, online: bool) -> dict[str, str]:
+        found = original(folder, online=online)
+        return found | {"PYTHONPATH": f"{found['PYTHONPATH']}:{tmp_path}"}
+
+    monkeypatch.setattr(sandbox, "_environment", environment)
+
+    def start(body: str, request: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+        code = HEADER + textwrap.indent(textwrap.dedent(body), "    ")
+        (tmp_path / "sandboxed_child.py").write_text(code)
+        return sandbox.run_sandboxed("sandboxed_child", request or {}, scratch, **options)
+
+    return start
+
+
+def test_the_result_and_the_progress_come_back(run: Callable[..., dict[str, Any]]) -> None:
+    """What libraries print in between does not disturb the protocol."""
+    seen: list[tuple[str, float]] = []
+    result = run(
+        """
+        import os
+        print("noise")
+        os.system("echo louder")
+        progress("half", 0.5)
+        progress("beyond", 7)
+        return {"sum": request["a"] + 1}
+        """,
+        {"a": 1},
+        progress=lambda stage, done: seen.append((stage, done)),
+    )
+    assert result == {"sum": 2}
+    assert seen == [("half", 0.5), ("beyond", 1.0)]
+
+
+def test_a_refusal_comes_back_as_its_sentence(run: Callable[..., dict[str, Any]]) -> None:
+    """The child's ConversionError is the parent's."""
+    with pytest.raises(ConversionError, match=r"^no classes$"):
+        run("raise ConversionError('no classes')")
+
+
+def test_an_unexpected_error_shows_no_internals(run: Callable[..., dict[str, Any]]) -> None:
+    """The traceback stays in the child's log."""
+    with pytest.raises(ConversionError) as caught:
+        run("raise ValueError('secret path /etc')")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(ConversionError, match="out of memory"):
+        run("raise MemoryError")
+
+
+def test_a_child_that_dies_is_explained(run: Callable[..., dict[str, Any]]) -> None:
+    """A crash in a native library and the kernel's memory killer leave no message of their own."""
+    with pytest.raises(ConversionError, match="ended without a result"):
+        run("import os; os.abort()")
+    with pytest.raises(ConversionError, match="want of memory"):
+        run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+
+
+def test_a_child_that_hangs_is_killed_with_all_it_started(run: Callable[..., dict[str, Any]]) -> None:
+    """The deadline ends grandchildren too, even those that hold the pipe."""
+    started = time.monotonic()
+    with pytest.raises(ConversionError, match="stopped after 1 s"):
+        run("import os; os.system('sleep 60')", deadline_s=1.0)
+    assert time.monotonic() - started < 20
+
+
+def test_a_grandchild_left_behind_is_killed(run: Callable[..., dict[str, Any]]) -> None:
+    """Nothing that an untrusted file started outlives the conversion."""
+    pid = run("import subprocess; return {'pid': subprocess.Popen(['sleep', '60'], stdout=-3).pid}")["pid"]
+    status = Path(f"/proc/{pid}/status")
+    # A kill takes effect a moment after it is sent, and nobody may be there to reap the dead.
+    until = time.monotonic() + 10
+    while status.exists() and "State:\tZ" not in status.read_text():
+        assert time.monotonic() < until, "the grandchild still runs"
+        time.sleep(0.01)
+
+
+def test_the_parents_secrets_do_not_reach_the_child(
+    run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only an allow-list of variables passes, and the restricting ones are set."""
+    monkeypatch.setenv("STEELYARD_ADMIN_KEY", "secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    seen = run("import os; return dict(os.environ)")
+    assert "secret" not in seen.values()
+    assert (seen["ULTRALYTICS_SAFE_LOAD"], seen["YOLO_AUTOINSTALL"], seen["YOLO_OFFLINE"]) == ("1", "false", "true")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")
+def test_the_child_has_no_network(run: Callable[..., dict[str, Any]]) -> None:
+    """Not even this machine's own ports can be reached; with ``online`` they can, which proves the test."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        body = f"""
+            import socket
+            network = request["network"]
+            try:
+                socket.create_connection(("127.0.0.1", {port}), timeout=5).close()
+                return {{"reached": True, "network": network}}
+            except OSError:
+                return {{"reached": False, "network": network}}
+        """
+        closed = run(body)
+        if closed["network"] != "isolated":
+            pytest.skip("this host forbids network namespaces")
+        assert closed["reached"] is False
+        assert run(body, online=True)["reached"] is True
+
+
+def test_limits_are_in_force(run: Callable[..., dict[str, Any]]) -> None:
+    """No core dumps, no file larger than 2 GiB, no endless address space."""
+    limits = run(
+        """
+        import resource
+        kinds = ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_AS", "RLIMIT_NOFILE")
+        return {kind: resource.getrlimit(getattr(resource, kind))[0] for kind in kinds}
+        """
+    )
+    assert limits["RLIMIT_CORE"] == 0
+    assert 0 < limits["RLIMIT_FSIZE"] <= sandbox.FILE_SIZE_BYTES
+    assert 0 < limits["RLIMIT_AS"] <= sandbox.ADDRESS_SPACE_BYTES
+    assert 0 < limits["RLIMIT_NOFILE"] <= sandbox.OPEN_FILES
