@@ -11,13 +11,16 @@ Nothing of Ray is imported here: the launcher runs at every reload and must cost
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import ipaddress
 import json
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
+from http import HTTPStatus
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +35,7 @@ HOST_VARIABLE: Final = "STEELYARD_HOST"
 HEADER_TIMEOUT_S: Final = 10
 """Longest time in which a client must have sent its request's headers (seconds)."""
 
+_PR_SET_PDEATHSIG: Final = 1
 _PUBLIC: Final = ("frontend http_frontend", "frontend grpc_frontend")
 _BIND: Final = re.compile(r"^(?P<indent>\s*)bind\s+(?P<address>\S*):(?P<port>\d+)(?P<rest>(?:\s.*)?)$")
 _SECTION: Final = re.compile(r"^(?P<kind>global|defaults|frontend|backend|listen)\b")
@@ -61,21 +65,24 @@ _ERRORS: Final = (
 """Status, code, title, detail, seconds to retry after: what HAProxy itself answers, in the words of serve/errors.py."""
 
 
-def harden(config: str, *, host: str) -> str:
+def harden(config: str, *, host: str, folder: Path) -> str:
     """Return Ray's HAProxy configuration ``config`` made fit for an open network; idempotent.
 
     host: address on which the HTTP and gRPC frontends listen; every other listener goes to loopback.
+    folder: where the files of ``error_files`` lie.
 
     Source of the format: Ray Serve 2.60's template, HAProxy 2.8's configuration manual.
     """
     lines: list[str] = []
+    added: list[str] = []
     section = ""
     for line in config.splitlines():
         if _SECTION.match(line):
             section = " ".join(line.split()[:2])
             lines.append(line)
-            lines.extend(_additions(section))
-        elif not _replaced(section, line):
+            added = _additions(section, folder)
+            lines.extend(added)
+        elif line not in added and not _replaced(section, line):
             lines.append(_rewritten(section, line, host))
     return "\n".join(lines) + "\n"
 
@@ -98,19 +105,28 @@ def exposed(config: str, *, host: str) -> list[str]:
     return found
 
 
-def _additions(section: str) -> list[str]:
+def error_files() -> dict[str, bytes]:
+    """Return HAProxy's own error answers by file name, each a whole HTTP response.
+
+    They are files, since HAProxy takes nothing else for the errors that strike before a request's headers are complete.
+    """
+    return {_error_file(row[0]): _error(*row) for row in _ERRORS}
+
+
+def _additions(section: str, folder: Path) -> list[str]:
     if section == "global":
         return ["    log stderr format raw local0 notice"]
     if section.startswith("defaults"):
-        return [f"    timeout http-request {HEADER_TIMEOUT_S}s", *(_error(*row) for row in _ERRORS)]
+        files = [f"    errorfile {row[0]} {folder / _error_file(row[0])}" for row in _ERRORS]
+        return [f"    timeout http-request {HEADER_TIMEOUT_S}s", *files]
     if section == _PUBLIC[0]:
         return list(_ANSWERS)
     return []
 
 
 def _replaced(section: str, line: str) -> bool:
-    if line in _additions(section) or (section == "global" and _SYSLOG.match(line)):
-        return True
+    if section == "global":
+        return bool(_SYSLOG.match(line))
     return section.startswith("defaults") and bool(_OWN_ERROR.match(line) or _HEADER_TIMEOUT.match(line))
 
 
@@ -135,11 +151,18 @@ def _address(host: str) -> str:
     return host if address.version == 4 else f"ipv6@{host}"  # noqa: PLR2004 - likewise
 
 
-def _error(status: int, code: str, title: str, detail: str, retry_after_s: int | None) -> str:
-    body = {"type": f"urn:steelyard:error:{code}", "title": title, "status": status, "detail": detail, "code": code}
-    retry = "" if retry_after_s is None else f" hdr Retry-After {retry_after_s}"
-    text = json.dumps(body, separators=(",", ":"))
-    return f"    http-error status {status} content-type application/problem+json string '{text}'{retry}"
+def _error_file(status: int) -> str:
+    return f"error-{status}.http"
+
+
+def _error(status: int, code: str, title: str, detail: str, retry_after_s: int | None) -> bytes:
+    problem = {"type": f"urn:steelyard:error:{code}", "title": title, "status": status, "detail": detail, "code": code}
+    body = json.dumps(problem, separators=(",", ":"))
+    retry = "" if retry_after_s is None else f"Retry-After: {retry_after_s}\r\n"
+    return (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/problem+json\r\n"
+        f"Content-Length: {len(body)}\r\nCache-Control: no-cache\r\n{retry}Connection: close\r\n\r\n{body}"
+    ).encode("ascii")
 
 
 def find_binary() -> str:
@@ -169,11 +192,13 @@ def harden_file(path: Path, *, host: str) -> None:
 
     Raises OSError where it cannot be written, ValueError where a listener would still be open to the network.
     """
-    config = harden(path.read_text(encoding="utf-8"), host=host)
+    config = harden(path.read_text(encoding="utf-8"), host=host, folder=path.parent)
     left = exposed(config, host=host)
     if left:
         msg = f"refusing to start HAProxy: these listeners are open to the network: {'; '.join(left)}"
         raise ValueError(msg)
+    for file_name, answer in error_files().items():
+        (path.parent / file_name).write_bytes(answer)
     handle, name = tempfile.mkstemp(dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -185,6 +210,16 @@ def harden_file(path: Path, *, host: str) -> None:
         raise
 
 
+def leave_with_parent() -> None:
+    """Let HAProxy close its listeners and finish its requests once the process that started it is gone.
+
+    One that stayed would share the port with its successor and send every second client to replicas of the past. The
+    signal survives exec (prctl(2), Linux only); SIGUSR1 is HAProxy's soft stop.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
+
+
 def main() -> None:
     """Harden the configuration that the command line names and become HAProxy; never returns."""
     arguments = sys.argv[1:]
@@ -192,6 +227,7 @@ def main() -> None:
         for path in config_paths(arguments):
             harden_file(path, host=os.environ.get(HOST_VARIABLE) or "127.0.0.1")
         binary = find_binary()
+        leave_with_parent()
     except (OSError, ValueError) as error:
         sys.stderr.write(f"steelyard-haproxy: {error}\n")
         raise SystemExit(1) from None

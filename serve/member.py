@@ -325,6 +325,8 @@ class Member:
         try:
             await asyncio.wait_for(self._load(attempt), self._settings.prepare_timeout_s)
         except asyncio.CancelledError:
+            # If loading had just ended, the machine frees what nobody wants any more; if not, the engine has.
+            self._happened(member.Prepared(attempt))
             raise
         except Exception as error:  # noqa: BLE001 - reported, so that the rollout ends
             self._happened(member.PrepareFailed(attempt, _as_failure(error)))

@@ -138,6 +138,9 @@ class Replica:
             async with asyncio.TaskGroup() as starting:
                 for member in self._members.values():
                     starting.create_task(member.start())
+        except BaseExceptionGroup as group:
+            await self.stop()
+            raise _first(group) from group
         except BaseException:
             await self.stop()
             raise
@@ -235,6 +238,13 @@ class Replica:
             else:
                 self._blind.pop(model, None)
             idle.touch()
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the first error within nested groups: one reason is enough for whoever reads it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _quietly(work: Awaitable[None]) -> None:

@@ -486,7 +486,10 @@ class FakeFleet:
             case member.Prepare():
                 replica.preparing = effect
             case member.Cancel():
-                replica.preparing = None
+                work, replica.preparing = replica.preparing, None
+                if work is not None and work.attempt.target.digest not in BAD and self.choose(3) == 0:
+                    self._slot(replica, work.attempt.target.digest, None)
+                    self.tell(replica, member.Prepared(work.attempt))
             case member.Discard(digest):
                 replica.candidate = None if replica.candidate == digest else replica.candidate
             case member.Hold():

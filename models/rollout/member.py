@@ -117,7 +117,7 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Stop the preparation under way; no answer follows."""
+    """Stop the preparation under way; Prepared follows only where it had just ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +190,7 @@ def step(state: MemberState, event: Event, now: float) -> Step:  # noqa: C901, P
         case Directed(directive):
             return _directed(state, directive, now)
         case Prepared(attempt):
-            if state.phase != "preparing" or attempt != state.attempt:
-                return state, ()
-            return replace(state, phase="prepared", candidate=attempt.target.digest), ()
+            return _prepared(state, attempt)
         case PrepareFailed(attempt, failure):
             if state.phase != "preparing" or attempt != state.attempt:
                 return state, ()
@@ -239,6 +237,15 @@ def _prepare(state: MemberState, attempt: Attempt) -> Step:
         return state, ()
     state, effects = _drop(state, attempt.target.digest)
     return replace(state, phase="preparing", attempt=attempt), (*effects, Prepare(attempt))
+
+
+def _prepared(state: MemberState, attempt: Attempt) -> Step:
+    digest = attempt.target.digest
+    if state.phase == "preparing" and attempt == state.attempt:
+        return replace(state, phase="prepared", candidate=digest), ()
+    # It was given up just as its loading ended: without this, it would stay in memory beside whatever follows.
+    wanted = (state.digest, state.candidate, state.attempt.target.digest if state.attempt else None)
+    return state, () if digest in wanted else (Discard(digest),)
 
 
 def _hold(state: MemberState, attempt: Attempt, now: float) -> Step:

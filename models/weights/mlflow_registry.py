@@ -52,6 +52,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
 }
@@ -94,7 +95,7 @@ class MlflowRegistry:
         """Return all versions, oldest first. Raises UnknownModelError or RegistryError."""
         with self._reaching() as client:
             aliases = entities.aliases_of(_registered_model(client, model))
-            # A name cannot hold a quote: MLflow would store it, is_model_name refuses it before.
+            # The model exists, and register refuses names with a quote.
             found = _all_pages(client.search_model_versions, filter_string=f"name='{model}'")
             return [entities.info(entry, aliases) for entry in sorted(found, key=lambda entry: int(entry.version))]
 

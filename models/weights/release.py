@@ -35,7 +35,6 @@ __all__ = [
 
 MAX_RELEASE_BYTES = 2 * 1024**3
 MAX_FILES = 64
-_CHUNK = 1024 * 1024
 
 SignatureCheck = Callable[[str, str, str], None]
 """The place of signing: called with (model, version, digest) once the digest is known to be true. It compares them with

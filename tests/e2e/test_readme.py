@@ -6,17 +6,16 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
+from running import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,19 +40,12 @@ def _blocks() -> list[Block]:
     return [Block(m[1], m[2], text[: m.start()].count("\n") + 1) for m in _BLOCK.finditer(text)]
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A home and a port of its own, so that the reader's own service is left alone."""
     return os.environ | {
         "STEELYARD_HOME": str(tmp_path_factory.mktemp("readme") / "home"),
-        "STEELYARD_PORT": str(_free_port()),
+        "STEELYARD_PORT": str(free_port()),
         "SCRATCH": str(tmp_path_factory.mktemp("scratch")),
     }
 
@@ -65,7 +57,7 @@ def served(environment: dict[str, str]) -> Iterator[dict[str, str]]:
     log = Path(environment["SCRATCH"]) / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["bash", "-euc", f"exec {serve.text.strip().splitlines()[-1]}"],
+            ["/bin/bash", "-euc", f"exec {serve.text.strip().splitlines()[-1]}"],
             cwd=ROOT,
             env=environment,
             stdout=output,
@@ -88,17 +80,19 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urllib.request.urlopen(url, timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)  # a real service starts in real time; nothing here can be injected
+            if httpx.get(url, timeout=2).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)  # a real service starts in real time; nothing here can be injected
     pytest.fail(f"make serve did not become ready:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 def _run(block: Block, environment: dict[str, str]) -> str:
     text = block.text.replace("127.0.0.1:8000", f"127.0.0.1:{environment['STEELYARD_PORT']}")
-    command = [sys.executable, "-c", text] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", text]
+    command = (
+        [sys.executable, "-c", text] if block.language == "python" else ["/bin/bash", "-euo", "pipefail", "-c", text]
+    )
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, f"README line {block.line}:\n{text}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -141,4 +135,4 @@ def test_the_readme_names_both_commands_first() -> None:
     """A stranger reads ``make serve`` and ``make test`` before anything else that can be typed."""
     shell = [b.text.strip() for b in _blocks() if b.language == "sh"]
     assert "make serve" in shell[0]
-    assert any(_RECURSIVE == text for text in shell[:3])
+    assert any(text == _RECURSIVE for text in shell[:3])

@@ -61,7 +61,7 @@ class Service:
     def registry(self) -> Registry:
         """Open the service's registry as its command line does."""
         settings = load_settings(home=self.home)
-        return open_registry(settings.tracking_uri, settings.root)
+        return open_registry(settings.tracking_uri)
 
     def detect(self) -> dict[str, Any]:
         """Post the sample tray and return the answer."""

@@ -52,9 +52,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     registered = register(registry, source, model=request.param).info
     folder = tmp_path_factory.mktemp(request.param)
     registry.fetch(request.param, registered.version, folder)
-    release = open_release(
-        request.param, registered.version, read_folder(folder), expect_digest=registered.digest
-    )
+    release = open_release(request.param, registered.version, read_folder(folder), expect_digest=registered.digest)
     return Pair(release, ultralytics_predictor(source, PREDICT[request.param]))
 
 
@@ -110,9 +108,7 @@ def test_bus_agrees_box_by_box(pair: Pair, backend: str) -> None:
 
 
 def test_lower_precision_still_sees_coco128(pair: Pair) -> None:
-    """In the precision that serves here (bf16 where the processor has it) at least 95 % of the boxes that
-    YOLO.predict finds in fp32 over all of COCO128 are found again with an overlap of 0.9 and the same class.
-    """  # noqa: D205 - one sentence
+    """In bf16, where the processor has it, 95 % of the boxes that fp32 finds in COCO128 match at an overlap of 0.9."""
     images = sorted(COCO128.rglob("*.jpg"))
     if not images:
         pytest.skip("coco128 is not in the folder that STEELYARD_SHARED names")

@@ -116,11 +116,75 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+class Script:
+    """Plays random actions against a world and remembers what they did."""
+
+    def __init__(self, plan: Plan, crash: BaseException | None) -> None:
+        """Make the world."""
+        self.world = World(plan=plan, error=crash, max_queue=10)
+        self.tasks: list[asyncio.Task] = []
+        self.cancelled_early: set[int] = set()
+
+    async def submit(self, group: int, deadline: float, kind: str) -> None:
+        """Send a job."""
+        job = (len(self.tasks), group, kind)
+        waiting = self.world.batcher.submit(job, group, self.world.loop.time() + deadline)
+        self.tasks.append(asyncio.create_task(waiting))
+        await settle()
+
+    async def cancel(self, index: int) -> None:
+        """Let a client go away."""
+        if index < len(self.tasks):
+            if not any(index == job[0] for batch in self.world.batches for job in batch):
+                self.cancelled_early |= set() if self.world.batcher.running else {index}
+            self.tasks[index].cancel()
+            await settle()
+
+    async def switch(self, name: str) -> None:
+        """Throw one of the switches."""
+        batcher = self.world.batcher
+        {
+            "hold": batcher.hold,
+            "resume": batcher.resume,
+            "refuse": lambda: batcher.fail_all("in doubt"),
+            "allow": lambda: batcher.fail_all(None),
+            "vanish": lambda: setattr(self.world, "serving", False),
+            "appear": lambda: setattr(self.world, "serving", True),
+        }[name]()
+
+    def check_batches(self) -> None:
+        """Demand the laws of batches, lanes, holds and leases."""
+        world = self.world
+        assert world.batcher.queued == world.batcher.running == world.leases == 0
+        assert world.started_while_held == 0
+        assert world.most_running <= world.plan.lanes
+        assert set(world.lanes) <= set(range(world.plan.lanes))
+        for batch in world.batches:
+            assert 1 <= len(batch) <= world.plan.max_batch
+            assert len({job[1] for job in batch}) == 1
+
+    def check_tasks(self) -> None:
+        """Demand that every task ended rightly and every job ran at most once."""
+        ran = Counter(job[0] for batch in self.world.batches for job in batch)
+        assert all(times == 1 for times in ran.values())
+        assert self.cancelled_early.isdisjoint(index for index in ran if self.tasks[index].cancelled())
+        for index, task in enumerate(self.tasks):
+            assert task.done()
+            if task.cancelled():
+                continue
+            if (error := task.exception()) is not None:
+                assert isinstance(error, SteelyardError)
+                continue
+            (verdict, job), waited = task.result()
+            assert (verdict, job[0], ran[index]) == ("seen", index, 1)
+            assert waited >= 0
+
+
 actions = st.one_of(
     st.tuples(st.just("submit"), st.integers(0, 2), st.floats(0.1, 8.0), st.sampled_from(["good", "good", "bad"])),
     st.tuples(st.just("cancel"), st.integers(0, 30)),
-    st.tuples(st.just("wait"), st.floats(0.0, 3.0)),
-    st.tuples(st.sampled_from(["hold", "resume", "refuse", "allow", "vanish", "appear"])),
+    st.tuples(st.just("sleep"), st.floats(0.0, 3.0)),
+    st.tuples(st.just("switch"), st.sampled_from(["hold", "resume", "refuse", "allow", "vanish", "appear"])),
 )
 
 
@@ -135,59 +199,16 @@ def test_laws_under_any_script(virtual_loop: type, script: list, plan: Plan, cra
     """Every future ends, jobs run at most once, batches hold one group, holds hold, every lease ends."""
 
     async def scene() -> None:
-        world = World(plan=plan, error=crash, max_queue=10)
-        batcher = world.batcher
-        tasks: list[asyncio.Task] = []
-        cancelled_before_running = set()
-        for action in script:
-            match action:
-                case ("submit", group, deadline, kind):
-                    job = (len(tasks), group, kind)
-                    tasks.append(asyncio.create_task(batcher.submit(job, group, world.loop.time() + deadline)))
-                    await settle()
-                case ("cancel", index) if index < len(tasks):
-                    if not any(index == job[0] for batch in world.batches for job in batch) and not batcher.running:
-                        cancelled_before_running.add(index)
-                    tasks[index].cancel()
-                    await settle()
-                case ("wait", seconds):
-                    await asyncio.sleep(seconds)
-                case ("hold",):
-                    batcher.hold()
-                case ("resume",):
-                    batcher.resume()
-                case ("refuse",):
-                    batcher.fail_all("in doubt")
-                case ("allow",):
-                    batcher.fail_all(None)
-                case ("vanish",):
-                    world.serving = False
-                case ("appear",):
-                    world.serving = True
+        play_on = Script(plan, crash)
+        for name, *arguments in script:
+            await (asyncio.sleep if name == "sleep" else getattr(play_on, name))(*arguments)
         if closes:
-            await batcher.close(grace_s=5.0)
+            await play_on.world.batcher.close(grace_s=5.0)
             await settle()
-            assert all(task.done() for task in tasks)
+            assert all(task.done() for task in play_on.tasks)
         await asyncio.sleep(20.0)
-        assert all(task.done() for task in tasks)
-        assert batcher.queued == batcher.running == world.leases == 0
-        assert world.started_while_held == 0
-        assert world.most_running <= plan.lanes
-        assert set(world.lanes) <= set(range(plan.lanes))
-        ran = Counter(job[0] for batch in world.batches for job in batch)
-        assert all(times == 1 for times in ran.values())
-        for batch in world.batches:
-            assert 1 <= len(batch) <= plan.max_batch
-            assert len({job[1] for job in batch}) == 1
-        for index, task in enumerate(tasks):
-            if task.cancelled():
-                assert index not in ran or index not in cancelled_before_running
-            elif (error := task.exception()) is None:
-                (verdict, job), waited = task.result()
-                assert (verdict, job[0], ran[index]) == ("seen", index, 1)
-                assert waited >= 0
-            else:
-                assert isinstance(error, SteelyardError)
+        play_on.check_batches()
+        play_on.check_tasks()
 
     play(virtual_loop, scene)
 

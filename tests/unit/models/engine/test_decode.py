@@ -47,6 +47,7 @@ def test_orientation_is_obeyed_in_every_format(kind: str, orientation: int) -> N
     assert np.abs(found.astype(int) - expected).max() <= (4 if kind == "JPEG" else 0)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_counts_as_upright() -> None:
     """A photograph is not refused for its metadata."""
     data = encode(Image.fromarray(smooth()), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")

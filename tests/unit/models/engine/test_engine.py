@@ -238,9 +238,7 @@ async def test_cancelled_images_never_run(make_release: Callable[..., Release]) 
 
 
 async def test_swaps_under_load_fail_nothing(make_release: Callable[..., Release]) -> None:
-    """Twenty swaps under eight clients: every request is answered, each by exactly the version it names, never older
-    than one that was seen before the request was sent; in the end two releases are loaded.
-    """
+    """Under twenty swaps every request of eight clients is answered by one version, none older than was seen."""
     backend = FakeBackend(plan=Plan(2, 4))
     releases = {letter * 64: make_release(letter, version=letter) for letter in "abcdef"}
     pictures = [png(seed) for seed in range(4)]
@@ -298,9 +296,7 @@ async def test_what_waits_during_a_hold_is_answered_by_the_new_release(make_rele
 
 
 async def test_a_flip_to_another_geometry_remakes_the_tensors(make_release: Callable[..., Release]) -> None:
-    """Images that wait with tensors for the old size are answered rightly by a release of another size, even when the
-    queue is full.
-    """
+    """Images that wait with tensors for the old size are answered by a release of another size, however full it is."""
     old, new = make_release("a", imgsz=64), make_release("b", imgsz=128)
     async with Engine(FakeBackend(), EngineSettings(max_queue=5)) as engine:
         await serve(engine, old)

@@ -1,0 +1,36 @@
+"""The loop whose time flies."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from serve.fake_time import run
+
+
+def test_hours_pass_in_moments_and_in_order() -> None:
+    """Timers fire in the order of their moments, and the loop's clock shows their waits."""
+
+    async def work() -> tuple[list[str], float]:
+        seen: list[str] = []
+
+        async def note(name: str, seconds: float) -> None:
+            await asyncio.sleep(seconds)
+            seen.append(name)
+
+        begun = asyncio.get_running_loop().time()
+        await asyncio.gather(note("late", 600.0), note("early", 60.0))
+        return seen, asyncio.get_running_loop().time() - begun
+
+    begun = time.monotonic()
+    seen, passed = run(work())
+    assert (seen, 599.0 < passed < 700.0) == (["early", "late"], True)
+    assert time.monotonic() - begun < 5.0
+
+
+def test_what_never_ends_is_ended() -> None:
+    """A test that waits for nothing fails instead of hanging."""
+    with pytest.raises(TimeoutError):
+        run(asyncio.Event().wait(), limit_s=5.0)

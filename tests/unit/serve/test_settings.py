@@ -1,0 +1,72 @@
+"""Settings: read when asked, refused when they contradict each other, documented one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.errors import SettingsError
+from serve.settings import Settings, is_loopback, load_settings, to_environment
+
+README = Path(__file__).parents[3] / "README.md"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"models": ""}, "name at least one model"),
+        ({"models": "a,a"}, "name each once"),
+        ({"min_replicas": 2}, "set both or neither"),
+        ({"min_replicas": 3, "max_replicas": 2}, "swap them"),
+        ({"host": "0.0.0.0"}, "STEELYARD_ADMIN_KEY"),  # noqa: S104 - the address that must be refused
+        ({"host": "0.0.0.0", "admin_key": "k", "allow_fault_injection": True}, "for tests on loopback"),  # noqa: S104
+        ({"port": 0}, "STEELYARD_PORT"),
+        ({"memory_budget_mb": 1}, "STEELYARD_MEMORY_BUDGET_MB"),
+    ],
+)
+def test_an_illegal_combination_is_refused_in_one_sentence(overrides: dict[str, Any], words: str) -> None:
+    """The error names the setting or says what to do, on one line."""
+    with pytest.raises(SettingsError) as refused:
+        load_settings(**overrides)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_environment_is_read_when_an_instance_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable set after the import counts, and an explicit override wins over it."""
+    monkeypatch.setenv("STEELYARD_PORT", "8123")
+    monkeypatch.setenv("STEELYARD_MODELS", "checkout, street")
+    assert load_settings().port == 8123
+    assert load_settings().models == ("checkout", "street")
+    assert load_settings(port=9000).port == 9000
+
+
+def test_a_child_process_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What ``to_environment`` writes gives back every value, the secret and the list included."""
+    settings = load_settings(
+        home=tmp_path, models=("a", "b"), admin_key="secret", replicas=2, cpus=0.5, allow_fault_injection=True
+    )
+    for name, value in to_environment(settings).items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == settings
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("10.0.0.1", False), ("x", False)],
+)
+def test_loopback_is_recognised(host: str, *, expected: bool) -> None:
+    """Addresses of this machine only are loopback; a name that could be anything is not."""
+    assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_documented(name: str) -> None:
+    """Each field has a docstring, and the README's table shows its default and that docstring."""
+    field = Settings.model_fields[name]
+    assert field.description
+    default = field.default
+    shown = "unset" if default is None else f"`{','.join(default) if isinstance(default, tuple) else default}`"
+    assert f"| `{name}` | {shown} | {field.description} |" in README.read_text(encoding="utf-8")
