@@ -25,7 +25,6 @@ check: $(VENV)/.dev ## Lint, types, architecture, manifests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/interrogate -q tests
 	$(BIN)/python k8s/check.py
 
 faults: $(VENV)/.dev ## Run the long suite of injected faults

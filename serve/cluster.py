@@ -46,6 +46,7 @@ SHUTDOWN_DEADLINE_S: Final = 4.5
 """Time in which the replicas must have answered what they hold when the service stops (seconds)."""
 
 KILL_DEADLINE_S: Final = 1.0
+_TITLE: Final = "ray::"
 _ERROR_LINE: Final = re.compile(r"^\s*(?:[\w.]+\.)?\w*(?:Error|Exception|Exit): (.+)$", re.MULTILINE)
 _LONGEST_TEMPORARY: Final = 12
 _POD_FOLDER: Final = Path("/tmp/steelyard")  # noqa: S108 - a pod runs one service, and nobody else
@@ -217,15 +218,26 @@ def make_folder() -> Path:
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Return the processes, but for this one, whose environment names ``folder`` as their cluster's, and all below."""
-    wanted = str(token_path(folder))
+    """Return the processes of the cluster whose folder is ``folder``, but for this one.
+
+    Their environment names its token; descendants count; and some of Ray's overwrite the memory that holds their
+    environment with their title, but keep log files open in the folder.
+    """
+    token = str(token_path(folder))
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get("RAY_AUTH_TOKEN_PATH") == wanted:
+            if process.pid == os.getpid():
+                continue
+            if process.environ().get("RAY_AUTH_TOKEN_PATH") == token or _writes_into(process, folder):
                 found.add(process)
-                found.update(process.children(recursive=True))  # some overwrite the memory that holds their environment
+                found.update(process.children(recursive=True))
     return list(found)
+
+
+def _writes_into(process: psutil.Process, folder: Path) -> bool:
+    titled = process.name().startswith(_TITLE)
+    return titled and any(Path(file.path).is_relative_to(folder) for file in process.open_files())
 
 
 def end(processes: list[psutil.Process]) -> None:

@@ -20,7 +20,6 @@ import shutil
 import signal
 import sys
 import tempfile
-from http import HTTPStatus
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -49,27 +48,21 @@ _ANSWERS: Final = (
     "    http-response del-header Server",
 )
 _ERRORS: Final = (
-    (400, "invalid_request", "Invalid request", "This is no well-formed HTTP request; send it again complete.", None),
-    (
-        408,
-        "request_timeout",
-        "Request arrived too slowly",
-        "The headers came too late; send them again.",
-        None,
-    ),
     (500, "internal", "Internal error", "The service failed on this request; try it again.", None),
     (502, "unavailable", "Unavailable", "The replica was lost while it worked on this request; send it again.", 1),
     (503, "unavailable", "Unavailable", "No replica can take this request now; send it again soon.", 1),
     (504, "deadline_exceeded", "Deadline exceeded", "No answer was ready in time; send the request again.", 1),
 )
-"""Status, code, title, detail, seconds to retry after: what HAProxy itself answers, in the words of serve/errors.py."""
+"""Status, code, title, detail, seconds to retry after: what HAProxy itself answers, in the words of serve/errors.py.
+
+Requests that break off within their headers (400, 408) get HAProxy's built-in page: it takes no other for them.
+"""
 
 
-def harden(config: str, *, host: str, folder: Path) -> str:
+def harden(config: str, *, host: str) -> str:
     """Return Ray's HAProxy configuration ``config`` made fit for an open network; idempotent.
 
     host: address on which the HTTP and gRPC frontends listen; every other listener goes to loopback.
-    folder: where the files of ``error_files`` lie.
 
     Source of the format: Ray Serve 2.60's template, HAProxy 2.8's configuration manual.
     """
@@ -80,7 +73,7 @@ def harden(config: str, *, host: str, folder: Path) -> str:
         if _SECTION.match(line):
             section = " ".join(line.split()[:2])
             lines.append(line)
-            added = _additions(section, folder)
+            added = _additions(section)
             lines.extend(added)
         elif line not in added and not _replaced(section, line):
             lines.append(_rewritten(section, line, host))
@@ -105,20 +98,11 @@ def exposed(config: str, *, host: str) -> list[str]:
     return found
 
 
-def error_files() -> dict[str, bytes]:
-    """Return HAProxy's own error answers by file name, each a whole HTTP response.
-
-    They are files, since HAProxy takes nothing else for the errors that strike before a request's headers are complete.
-    """
-    return {_error_file(row[0]): _error(*row) for row in _ERRORS}
-
-
-def _additions(section: str, folder: Path) -> list[str]:
+def _additions(section: str) -> list[str]:
     if section == "global":
         return ["    log stderr format raw local0 notice"]
     if section.startswith("defaults"):
-        files = [f"    errorfile {row[0]} {folder / _error_file(row[0])}" for row in _ERRORS]
-        return [f"    timeout http-request {HEADER_TIMEOUT_S}s", *files]
+        return [f"    timeout http-request {HEADER_TIMEOUT_S}s", *(_error(*row) for row in _ERRORS)]
     if section == _PUBLIC[0]:
         return list(_ANSWERS)
     return []
@@ -151,18 +135,11 @@ def _address(host: str) -> str:
     return host if address.version == 4 else f"ipv6@{host}"  # noqa: PLR2004 - likewise
 
 
-def _error_file(status: int) -> str:
-    return f"error-{status}.http"
-
-
-def _error(status: int, code: str, title: str, detail: str, retry_after_s: int | None) -> bytes:
+def _error(status: int, code: str, title: str, detail: str, retry_after_s: int | None) -> str:
     problem = {"type": f"urn:steelyard:error:{code}", "title": title, "status": status, "detail": detail, "code": code}
-    body = json.dumps(problem, separators=(",", ":"))
-    retry = "" if retry_after_s is None else f"Retry-After: {retry_after_s}\r\n"
-    return (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/problem+json\r\n"
-        f"Content-Length: {len(body)}\r\nCache-Control: no-cache\r\n{retry}Connection: close\r\n\r\n{body}"
-    ).encode("ascii")
+    text = json.dumps(problem, separators=(",", ":"))
+    retry = "" if retry_after_s is None else f" hdr Retry-After {retry_after_s}"
+    return f"    http-error status {status} content-type application/problem+json string '{text}'{retry}"
 
 
 def find_binary() -> str:
@@ -192,13 +169,11 @@ def harden_file(path: Path, *, host: str) -> None:
 
     Raises OSError where it cannot be written, ValueError where a listener would still be open to the network.
     """
-    config = harden(path.read_text(encoding="utf-8"), host=host, folder=path.parent)
+    config = harden(path.read_text(encoding="utf-8"), host=host)
     left = exposed(config, host=host)
     if left:
         msg = f"refusing to start HAProxy: these listeners are open to the network: {'; '.join(left)}"
         raise ValueError(msg)
-    for file_name, answer in error_files().items():
-        (path.parent / file_name).write_bytes(answer)
     handle, name = tempfile.mkstemp(dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -122,7 +122,7 @@ def _bring_up(settings: Settings, sources: Mapping[str, str | None], run: _Run, 
         cluster.check()
         failure = cluster.failure()
         if failure is not None:
-            msg = f"the replicas do not start; read the logs in {run.logs}: {failure}"
+            msg = f"the replicas do not start: {failure} (logs: {run.logs})"
             raise ClusterError(msg)
 
     url = address(settings)

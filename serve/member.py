@@ -134,6 +134,7 @@ class Member:
         self._inbox: list[member.Event] = []
         self._wake = asyncio.Event()
         self._work: asyncio.Task[None] | None = None
+        self._loaded: Attempt | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._beat: float | None = None
         self._failures = 0
@@ -325,8 +326,9 @@ class Member:
         try:
             await asyncio.wait_for(self._load(attempt), self._settings.prepare_timeout_s)
         except asyncio.CancelledError:
-            # If loading had just ended, the machine frees what nobody wants any more; if not, the engine has.
-            self._happened(member.Prepared(attempt))
+            if self._loaded == attempt:
+                # Loading had just ended, so the engine freed nothing: the machine does, if nobody wants it any more.
+                self._happened(member.Prepared(attempt))
             raise
         except Exception as error:  # noqa: BLE001 - reported, so that the rollout ends
             self._happened(member.PrepareFailed(attempt, _as_failure(error)))
@@ -334,12 +336,14 @@ class Member:
             self._happened(member.Prepared(attempt))
 
     async def _load(self, attempt: Attempt) -> None:
+        self._loaded = None
         await self._faults.hit("replica.before_prepare")
         target = attempt.target
         files = await self._files(target.version, target.digest)
         await self._faults.hit("replica.after_fetch")
         release = await asyncio.to_thread(open_release, self.model, target.version, files, expect_digest=target.digest)
         await self._engine.prepare(release)
+        self._loaded = attempt
         await self._faults.hit("replica.after_load")
         if self._cache is not None:
             await self._keep(self._cache, target.digest, files)

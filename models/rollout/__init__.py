@@ -1,1 +1,23 @@
-"""The rollout protocol as pure state machines: events in, effects out; no clock, no network, no Ray."""
+"""The rollout protocol as pure state machines: events in, effects out; no clock, no network, no Ray.
+
+One actor reconciles the registry; every replica is a member that polls it; a ledger of write-once keys decides.
+
+1.  Generations only grow; a rollback is a new one. Each is claimed by put-if-absent under the actor's incarnation;
+    acknowledgements carry both, stale ones are ignored.
+2.  ``decision/<g>`` is first-writer-wins: COMMIT or ABORT.
+3.  A new life of the actor claims its incarnation, then reads claims and members, puts ABORT for what is undecided and
+    finishes what is committed. An earlier life finds out from its next write that it is deposed (``ledger.py``).
+4.  A replica loads the committed generation, then asks to be admitted. It counts from the request on, is recorded
+    durably, then answered. Old generations are refused; nobody is admitted between HOLD and GO.
+5.  Silence never removes a member; proven death does, after a margin. Whoever polls after the proof is alive.
+6.  HOLD only after all have prepared and all polled within the last second. A missing acknowledgement at 0.6 of the
+    deadline: ABORT, release, back off.
+7.  The engine checks the hold and takes its lease in the same loop tick.
+8.  When all hold: put COMMIT; only if it wins, GO.
+9.  A replica whose deadline passes puts ABORT and obeys what stands. It never decides alone.
+10. Ledger unreachable: hold on, ask again; after a limit refuse requests, never answer with old weights.
+11. Not held and the actor lost: serve on; nobody can commit without this replica.
+12. A failed preparation, or several deaths in the middle of it, reject the version; a transient failure waits.
+
+``fake_fleet.py`` runs all of it under a hostile scheduler and checks the promises after every event.
+"""

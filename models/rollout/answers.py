@@ -69,7 +69,7 @@ def _catch_up(state: State, report: Report) -> Directive | None:
     return Directive("go", state.incarnation, committed) if report.phase == "prepared" else None
 
 
-def _work(state: State, report: Report, now: float) -> Directive | None:  # noqa: PLR0911 - one return a case
+def _work(state: State, report: Report, now: float) -> Directive | None:
     attempt = state.attempt
     if attempt is not None and state.phase in ("prepare", "hold"):
         if report.attempt != attempt.key:
@@ -90,7 +90,7 @@ def _wanted(state: State, now: float) -> str | None:
     return action.target.digest if isinstance(action, policy.Roll) else None
 
 
-def join_answer(state: State, now: float) -> Join | Refused | None:
+def join_answer(state: State, now: float) -> Join | Refused | None:  # noqa: PLR0911 - one return a case
     """Return what a starting replica must load, why there is nothing to load, or None where it should wait."""
     if state.phase in ("boot", "deposed"):
         return None

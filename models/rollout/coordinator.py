@@ -4,7 +4,7 @@
                  │         │         │         │
                  └─────────┴─────────┴─────────┴──→ aborted; the target rejected, retried later or superseded
 
-What replicas are told follows from the state alone (``directive.py``). Rules and their reasons: the module
+What replicas are told follows from the state alone (``answers.py``). The rules of the protocol: the module
 docstring of ``models/rollout/__init__.py``.
 """
 

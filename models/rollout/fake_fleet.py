@@ -481,7 +481,7 @@ class FakeFleet:
         for effect in effects:
             self._do(replica, effect)
 
-    def _do(self, replica: FakeReplica, effect: member.Effect) -> None:
+    def _do(self, replica: FakeReplica, effect: member.Effect) -> None:  # noqa: C901 - one arm an effect
         match effect:
             case member.Prepare():
                 replica.preparing = effect

@@ -184,7 +184,7 @@ def report(state: MemberState) -> tuple[MemberState, Report]:
     )
 
 
-def step(state: MemberState, event: Event, now: float) -> Step:  # noqa: C901, PLR0911 - one arm an event
+def step(state: MemberState, event: Event, now: float) -> Step:  # noqa: PLR0911 - one arm an event
     """Return the state after ``event`` and what is to be done, in order. ``now``: monotonic seconds, never falling."""
     match event:
         case Directed(directive):

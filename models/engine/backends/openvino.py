@@ -79,6 +79,8 @@ class OpenVinoBackend:
             "NUM_STREAMS": plan.lanes,
             "INFERENCE_NUM_THREADS": max(self._threads, plan.lanes),
             "INFERENCE_PRECISION_HINT": self.precision,
+            # Replicas know nothing of each other: pinned, they would all sit on the first cores.
+            "ENABLE_CPU_PINNING": False,
         }
         try:
             return OpenVinoSession(self._core, model, config, plan, weights=data.nbytes, static=self.precision == "f32")

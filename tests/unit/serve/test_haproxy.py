@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.haproxy import config_paths, error_files, exposed, find_binary, harden, harden_file
+from serve.haproxy import config_paths, exposed, find_binary, harden, harden_file
 
 GENERATED = """global
     log 127.0.0.1:514 local0 info
@@ -60,8 +60,6 @@ listen stats
 """
 """What Ray Serve 2.60 writes, with its comments left out."""
 
-FOLDER = Path("/run/steelyard-x/p")
-
 LINES = st.sampled_from(
     [*GENERATED.splitlines(), "    bind :80", "  bind [::]:81 v6only", "    bind *:82 proto h2", ""]
 )
@@ -74,7 +72,7 @@ def binds(config: str) -> list[str]:
 
 def test_only_the_http_frontend_leaves_loopback() -> None:
     """A service for the network opens its HTTP port there and nothing else."""
-    assert binds(harden(GENERATED, host="0.0.0.0", folder=FOLDER)) == ["127.0.0.1:9101", "*:8000", "127.0.0.1:8404"]  # noqa: S104
+    assert binds(harden(GENERATED, host="0.0.0.0")) == ["127.0.0.1:9101", "*:8000", "127.0.0.1:8404"]  # noqa: S104
 
 
 @pytest.mark.parametrize(
@@ -88,48 +86,43 @@ def test_only_the_http_frontend_leaves_loopback() -> None:
 )
 def test_the_frontend_listens_where_the_settings_say(host: str, written: str) -> None:
     """Each way to name a host becomes HAProxy's own."""
-    assert binds(harden(GENERATED, host=host, folder=FOLDER))[1] == written
+    assert binds(harden(GENERATED, host=host))[1] == written
 
 
 def test_slow_headers_end_after_ten_seconds() -> None:
     """A client that trickles its headers does not hold a connection for the client timeout."""
-    assert "    timeout http-request 10s" in harden(GENERATED, host="127.0.0.1", folder=FOLDER).splitlines()
+    assert "    timeout http-request 10s" in harden(GENERATED, host="127.0.0.1").splitlines()
 
 
 def test_the_admin_socket_is_the_owners_alone() -> None:
     """Who may write to the socket commands HAProxy: no other user may."""
-    hardened = harden(GENERATED, host="127.0.0.1", folder=FOLDER)
+    hardened = harden(GENERATED, host="127.0.0.1")
     assert "admin.sock mode 600 level admin expose-fd listeners" in hardened
     assert "666" not in hardened
 
 
 def test_errors_of_haproxy_itself_are_problem_json() -> None:
     """A client sees one error format, whoever could not answer it, and learns when to come back."""
-    named = [
-        line.split() for line in harden(GENERATED, host="127.0.0.1", folder=FOLDER).splitlines() if "errorf" in line
-    ]
-    files = error_files()
-    assert {status for _, status, _ in named} == {"400", "408", "500", "502", "503", "504"}
-    assert {path for _, _, path in named} == {str(FOLDER / name) for name in files}
-    for _, status, path in named:
-        head, body = files[Path(path).name].decode("ascii").split("\r\n\r\n")
-        assert head.startswith(f"HTTP/1.1 {status} ")
-        assert "Content-Type: application/problem+json" in head
-        assert f"Content-Length: {len(body)}" in head
-        assert json.loads(body)["status"] == int(status)
-    assert b"Retry-After: 1" in files["error-503.http"]
+    lines = [line for line in harden(GENERATED, host="127.0.0.1").splitlines() if "http-error" in line]
+    assert "errorfile" not in harden(GENERATED, host="127.0.0.1")
+    assert [line.split()[2] for line in lines] == ["500", "502", "503", "504"]
+    for line in lines:
+        body = json.loads(line.split("'")[1])
+        assert body["status"] == int(line.split()[2])
+        assert body["type"] == f"urn:steelyard:error:{body['code']}"
+    assert lines[2].endswith(" hdr Retry-After 1")
 
 
 def test_answers_name_their_request_once_and_no_server() -> None:
     """Ray's server adds a second X-Request-Id and its own name; neither reaches a client."""
-    hardened = harden(GENERATED, host="127.0.0.1", folder=FOLDER)
+    hardened = harden(GENERATED, host="127.0.0.1")
     assert "http-response set-header X-Request-Id %[res.hdr(x-request-id,1)]" in hardened
     assert "http-response del-header Server" in hardened
 
 
 def test_requests_are_not_logged_to_a_syslog_nobody_runs() -> None:
     """The access log's datagrams cost time and go nowhere; notices go where Ray keeps HAProxy's output."""
-    hardened = harden(GENERATED, host="127.0.0.1", folder=FOLDER)
+    hardened = harden(GENERATED, host="127.0.0.1")
     assert ":514" not in hardened
     assert "log stderr format raw local0 notice" in hardened
 
@@ -137,14 +130,14 @@ def test_requests_are_not_logged_to_a_syslog_nobody_runs() -> None:
 @given(st.lists(LINES, max_size=60).map("\n".join), st.sampled_from(["127.0.0.1", "0.0.0.0", "::1", "::"]))  # noqa: S104
 def test_hardening_twice_changes_nothing(config: str, host: str) -> None:
     """Ray may reload without writing the file anew."""
-    once = harden(config, host=host, folder=FOLDER)
-    assert harden(once, host=host, folder=FOLDER) == once
+    once = harden(config, host=host)
+    assert harden(once, host=host) == once
 
 
 @given(st.lists(LINES, max_size=60).map("\n".join), st.sampled_from(["127.0.0.1", "0.0.0.0", "::1", "::"]))  # noqa: S104
 def test_nothing_stays_exposed_that_has_a_port(config: str, host: str) -> None:
     """Whatever sections a newer Ray adds, their listeners come to loopback."""
-    assert exposed(harden(config, host=host, folder=FOLDER), host=host) == []
+    assert exposed(harden(config, host=host), host=host) == []
 
 
 def test_a_listener_that_cannot_be_rewritten_is_found() -> None:

@@ -24,10 +24,10 @@ class FakeGcsClient:
         self,
         key: bytes,
         value: bytes,
-        overwrite: bool,
+        overwrite: bool,  # noqa: FBT001 - positional in Ray
         *,
         namespace: bytes,
-        timeout: float,  # noqa: ASYNC109, FBT001
+        timeout: float,  # noqa: ASYNC109
     ) -> int:
         """Store and return how many keys were added."""
         await self._fail()

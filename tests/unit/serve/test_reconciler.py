@@ -142,17 +142,15 @@ class Fleet:
     async def until(self, true: Callable[[], bool], within_s: float = 60.0) -> None:
         """Wait until ``true``, in the loop's time."""
         async with asyncio.timeout(within_s):
-            while not true():
+            while not true():  # noqa: ASYNC110 - time flies here, and what changes is everywhere
                 await asyncio.sleep(0.01)
 
     def all_on(self, version: str) -> Callable[[], bool]:
         """Return the question whether every replica answers with ``version`` and the actor knows it."""
 
         def true() -> bool:
-            there = [
-                e.answering and e.active is not None and e.active[0] == self.digests[version]
-                for e in self.engines.values()
-            ]
+            wanted = self.digests[version]
+            there = [e.answering and e.active is not None and e.active[0] == wanted for e in self.engines.values()]
             return self.reconciler is not None and all(there) and self.actor.status()["serving"] == version
 
         return true
@@ -213,7 +211,7 @@ def fleet(tmp_path: Path) -> Fleet:
 
 
 def test_two_replicas_start_roll_forward_and_back(fleet: Fleet) -> None:
-    """Start on the promoted version, promote, roll back: both flip each time, the alias follows, all is written down."""
+    """Start on the promoted version, promote, roll back: both flip, the alias follows, it is written down."""
 
     async def story() -> None:
         await fleet.begin()
@@ -572,7 +570,7 @@ def test_many_promotions_in_a_row_end_on_the_last(fleet: Fleet) -> None:
 
 
 def test_a_failure_inside_the_member_loop_is_survived_and_shown(fleet: Fleet) -> None:
-    """An engine that breaks in the flip: the replica holds, joins again, and is unhealthy only if it goes on failing."""
+    """An engine that breaks in the flip: the replica holds, joins again, and is unhealthy only if that goes on."""
 
     async def story() -> None:
         await fleet.begin()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -103,6 +104,23 @@ async def test_cancelling_frees_what_was_loaded(make_release: Callable[..., Rele
         await residents.prepare(make_release("b"))
         assert residents.slots.candidate.release.digest[0] == "b"
         assert [session.closed for session in backend.sessions] == [True, False]
+
+
+async def test_a_session_finished_as_its_caller_goes_is_freed(make_release: Callable[..., Release]) -> None:
+    """A preparation that no longer notices the cancelling hands back a session that nobody takes: it is closed."""
+    gate = Gate()
+    backend = FakeBackend(load_time_s=1.0, sleep=gate)
+    async with residents_of(backend) as residents:
+        shapes = residents._preparer.shapes
+        residents._preparer = SimpleNamespace(prepare=lambda release, *_: backend.load(release), shapes=shapes)
+        task = asyncio.create_task(residents.prepare(make_release("a")))
+        assert await asyncio.to_thread(gate.reached.wait, 20)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        gate.open.set()
+        await residents.prepare(make_release("b"))
+    assert [session.closed for session in backend.sessions] == [True, True]
 
 
 async def test_closing_ends_a_running_preparation(make_release: Callable[..., Release]) -> None:
