@@ -93,6 +93,8 @@ class RolloutActor:
                 break
             except LedgerError as error:
                 _log.warning("the rollout actor cannot begin yet: %s", error)
+            except Exception as error:  # noqa: BLE001 - a life that cannot begin ends; the next one tries again
+                await _end(error)
             await asyncio.sleep(pause)
             pause = min(1.0, pause * 2.0)
         _log.info("the rollout actor begins its life %d", incarnation)
@@ -101,10 +103,7 @@ class RolloutActor:
         )
         for result in results:
             if isinstance(result, BaseException):
-                # A life that cannot recover is worth nothing; the next one tries again.
-                _log.error("the rollout actor could not recover", exc_info=result)
-                await asyncio.sleep(1.0)
-                os._exit(1)
+                await _end(result)
         self._begun.set()
 
     async def ping(self) -> bool:
@@ -318,6 +317,12 @@ def live_replicas(witness: str) -> frozenset[str] | None:
     if {"namespace": NAMESPACE, "name": witness} not in actors:
         return None
     return frozenset(actor["name"] for actor in actors if actor["namespace"] == REPLICA_NAMESPACE)
+
+
+async def _end(error: BaseException) -> None:
+    _log.critical("the rollout actor could not recover and begins again", exc_info=error)
+    await asyncio.sleep(1.0)
+    os._exit(1)
 
 
 def _runner(pool: ThreadPoolExecutor) -> Callable[..., Any]:

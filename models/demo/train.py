@@ -88,7 +88,8 @@ def seal_process(out: Path, threads: int) -> None:
     from models.torchvision_ops import ensure_torchvision_ops  # noqa: PLC0415 - it imports torch
 
     off: dict[str, bool | str] = dict.fromkeys(("sync", *_INTEGRATIONS), False)
-    ultralytics_settings.update(off | {"runs_dir": str(out), "weights_dir": str(out), "datasets_dir": str(out)})
+    places = {"runs_dir": str(out / "runs"), "weights_dir": str(out / "weights"), "datasets_dir": str(out / "datasets")}
+    ultralytics_settings.update(off | places)
     torch.set_num_threads(threads)
     ensure_torchvision_ops()
 

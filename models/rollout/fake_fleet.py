@@ -294,7 +294,11 @@ class FakeFleet:
                 standing = self.data.setdefault(key, value)
                 if standing == value == "COMMIT" and key.startswith(f"{MODEL}/decision/"):
                     generation = int(key.rpartition("/")[2])
-                    attempt = ledger.decode(self.data[f"{MODEL}/claim/{generation}"])
+                    claimed = self.data.get(f"{MODEL}/claim/{generation}")
+                    if claimed is None:
+                        msg = f"I4: generation {generation} is committed and nobody knows what it is"
+                        raise ViolationError(msg)
+                    attempt = ledger.decode(claimed)
                     self.commits[generation] = attempt.target.digest
                     if attempt.target.digest in BAD:
                         msg = f"I3: generation {generation} commits {attempt.target.digest}, which fails"
