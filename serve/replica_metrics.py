@@ -69,9 +69,10 @@ class RaySink:
 
     def gauge(self, metric: Metric) -> _Gauge:
         """Return the gauge of ``metric``."""
-        return _Gauge(
-            ray_metrics.Gauge(metric.name, metric.meaning, self._keys(metric)).set_default_tags(self._replica)
-        )
+        made = ray_metrics.Gauge(metric.name, metric.meaning, self._keys(metric))
+        gauge = _Gauge(made.set_default_tags(self._replica))
+        self._gauges.append(gauge)
+        return gauge
 
     def histogram(self, metric: Metric) -> _Histogram:
         """Return the histogram of ``metric``."""

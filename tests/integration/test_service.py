@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import collections
 import contextlib
 import json
 import os
@@ -53,6 +52,11 @@ def overlap(first: list[float], second: dict[str, float]) -> float:
     return width * height / (areas - width * height)
 
 
+def fits(product: dict[str, Any], found: dict[str, Any]) -> bool:
+    """Return whether a box of an answer is that of a product that was put on the tray."""
+    return bool(product["name"] == found["name"]) and overlap(product["box"], found["box"]) >= NEAR
+
+
 def running_ones(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Return those of ``processes`` that still run."""
     return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
@@ -72,10 +76,9 @@ def test_the_sample_tray_holds_what_was_put_on_it(service: Service) -> None:
     assert answer.status_code == 200, answer.text
     found = answer.json()["images"][0]["results"]
     for product in SAMPLE["products"]:
-        matches = [each for each in found if overlap(product["box"], each["box"]) >= NEAR]
-        assert product["name"] in {each["name"] for each in matches}, (product, matches)
-    put = collections.Counter(product["name"] for product in SAMPLE["products"])
-    assert collections.Counter(each["name"] for each in found) == put
+        assert any(fits(product, each) for each in found), product
+    for each in found:
+        assert any(fits(product, each) for product in SAMPLE["products"]), each
 
 
 def test_three_bodies_give_one_answer(service: Service) -> None:
@@ -102,37 +105,6 @@ def test_an_answer_names_its_release_and_its_request(service: Service) -> None:
     assert "Server" not in answer.headers
     unnamed = httpx.get(f"{service.url}/healthz/live", timeout=30)
     assert len(unnamed.headers.get_list("X-Request-Id")) == 1
-
-
-def test_metrics_hold_the_whole_node_and_can_be_parsed(service: Service) -> None:
-    """Whichever replica is asked, the counts of all of them are there, and HAProxy's and Ray's."""
-    before = images_answered(service)
-    for _ in range(6):
-        service.detect()
-    deadline = time.monotonic() + METRICS_LATENCY_S
-    while images_answered(service) < before + 6:
-        assert time.monotonic() < deadline, "the answers do not show in the metrics"
-        time.sleep(0.5)  # the service under test lives in real time
-    families = metrics_of(service)
-    assert {"ray_steelyard_http_requests", "ray_steelyard_stage_seconds", "ray_steelyard_generation"} <= families.keys()
-    assert any(name.startswith("ray_serve_haproxy") for name in families)
-    generations = {sample.labels["replica"] for sample in families["ray_steelyard_generation"].samples}
-    assert len(generations) >= 2
-
-
-def metrics_of(service: Service) -> dict[str, Any]:
-    """Return the metric families of ``/metrics`` by name, as Prometheus' own client parses them."""
-    answer = httpx.get(f"{service.url}/metrics", timeout=FETCH_DEADLINE_S + 5)
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-    return {family.name: family for family in text_string_to_metric_families(answer.text)}
-
-
-def images_answered(service: Service) -> float:
-    """Return how many images all replicas have answered, as ``/metrics`` says."""
-    family = metrics_of(service).get("ray_steelyard_images")
-    samples = family.samples if family else []
-    return sum(s.value for s in samples if s.name.endswith("_total") and s.labels["outcome"] == "ok")
 
 
 def test_nothing_listens_beyond_loopback(service: Service) -> None:
@@ -240,3 +212,37 @@ def test_the_module_prints_what_a_pod_needs() -> None:
         [sys.executable, "-m", "serve.cluster", "--print-env"], capture_output=True, text=True, check=True, timeout=60
     ).stdout
     assert "RAY_SERVE_ENABLE_HA_PROXY=1" in printed.splitlines()
+
+
+def test_metrics_hold_the_whole_node_and_can_be_parsed(service: Service) -> None:
+    """Whichever replica is asked, all of them are there, and HAProxy and Ray; long after the last flip, too.
+
+    It stands last: a gauge that nobody refreshes would be gone by now.
+    """
+    before = images_answered(service)
+    for _ in range(6):
+        service.detect()
+    deadline = time.monotonic() + METRICS_LATENCY_S
+    while images_answered(service) < before + 6:
+        assert time.monotonic() < deadline, "the answers do not show in the metrics"
+        time.sleep(0.5)  # the service under test lives in real time
+    families = metrics_of(service)
+    assert {"ray_steelyard_http_requests", "ray_steelyard_stage_seconds", "ray_steelyard_generation"} <= families.keys()
+    assert any(name.startswith("ray_serve_haproxy") for name in families)
+    generations = {sample.labels["replica"] for sample in families["ray_steelyard_generation"].samples}
+    assert len(generations) >= 2
+
+
+def metrics_of(service: Service) -> dict[str, Any]:
+    """Return the metric families of ``/metrics`` by name, as Prometheus' own client parses them."""
+    answer = httpx.get(f"{service.url}/metrics", timeout=FETCH_DEADLINE_S + 5)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    return {family.name: family for family in text_string_to_metric_families(answer.text)}
+
+
+def images_answered(service: Service) -> float:
+    """Return how many images all replicas have answered, as ``/metrics`` says."""
+    family = metrics_of(service).get("ray_steelyard_images")
+    samples = family.samples if family else []
+    return sum(s.value for s in samples if s.name.endswith("_total") and s.labels["outcome"] == "ok")

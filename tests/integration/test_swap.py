@@ -20,7 +20,7 @@ def _assert_all_replicas_serve(service: Service, version: str) -> None:
     rollout = service.rollout()
     assert rollout["state"] == "serving"
     assert rollout["serving"] == version
-    assert [replica["version"] for replica in rollout["replicas"]] == [version, version]
+    assert [replica["version"] for replica in rollout["replicas"]] == [version, version], rollout
 
 
 def test_promote_and_rollback_under_load(service: Service) -> None:
