@@ -26,7 +26,8 @@ class RayLedger:
 
     def __init__(self, deployment: str, *, timeout_s: float = 1.0) -> None:
         """Keep the namespace; nothing is opened. timeout_s: deadline of each call (seconds)."""
-        self._namespace = f"steelyard:{deployment}".encode()
+        # No colon: Ray 2.60 ends a namespace at the first one and would hand back keys that nobody wrote.
+        self._namespace = f"steelyard-{deployment.replace(':', '-')}".encode()
         self._timeout_s = timeout_s
 
     async def put_if_absent(self, key: str, value: str) -> str:
@@ -52,8 +53,12 @@ class RayLedger:
     async def keys(self, prefix: str) -> list[str]:
         """Return the keys that begin with ``prefix``. Raises LedgerError."""
         call = _client().async_internal_kv_keys(prefix.encode(), namespace=self._namespace, timeout=self._timeout_s)
-        found: list[bytes] = await self._call(call)
-        return [key.decode() for key in found]
+        raw: list[bytes] = await self._call(call)
+        found = [key.decode() for key in raw]
+        if not all(key.startswith(prefix) for key in found):
+            msg = "the ledger listed keys that were not asked for: this release of Ray cannot be used"
+            raise LedgerError(msg)
+        return found
 
     async def delete(self, key: str) -> None:
         """Remove ``key``. Raises LedgerError."""

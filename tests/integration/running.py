@@ -105,8 +105,7 @@ class Service:
 
     def settle(self, version: str) -> None:
         """Bring every replica to ``version``, whatever an earlier test left behind."""
-        if not _serves(self.rollout(), version):
-            assert self.promote(version).status_code == 200
+        self.wait_until(lambda rollout: _serves(rollout, version) or self.promote(version).status_code == 200)
         self.wait_until(lambda rollout: _serves(rollout, version))
 
 

@@ -128,6 +128,19 @@ def versions(registry: MlflowRegistry, tmp_path_factory: pytest.TempPathFactory)
     return found
 
 
+@pytest.mark.usefixtures("cluster")
+def test_the_ledger_lists_keys_as_they_were_written() -> None:
+    """A member recorded under its actor's name, colons and all, is recovered under that name."""
+    member = "SERVE_REPLICA::default#detector#abc"
+
+    async def run() -> list[str]:
+        ledger = RayLedger("a-test:of-names")
+        await ledger.put_if_absent(f"{MODEL}/member/{member}", "1")
+        return await ledger.keys(f"{MODEL}/member/")
+
+    assert asyncio.run(run()) == [f"{MODEL}/member/{member}"]
+
+
 def _call(settings: Settings, ask: Callable[[RolloutClient], Any]) -> Any:
     async def run() -> Any:
         return await ask(await connect(settings))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def _assert_nobody_suffered(load: Clients) -> None:
-    assert len(load.exchanges) > 50
+    assert len(load.exchanges) > 20
     assert [e for e in load.exchanges if e.status != 200] == []
     assert regressions(load.exchanges) == []
 
@@ -53,5 +53,5 @@ def test_promote_with_the_actor_killed_between_commit_and_go(service: Service) -
         service.promote("2")
         load.wait_for(start + 1)
     _assert_nobody_suffered(load)
-    service.wait_until(lambda rollout: rollout["state"] == "serving")
+    service.settle("2")
     _assert_all_replicas_serve(service, "2")
