@@ -143,7 +143,10 @@ def train(recipe: Recipe, version: int, listing: Path, out: Path, start: Path | 
 
 
 def slim(checkpoint: Path, target: Path) -> None:
-    """Keep only what a detector needs: half-precision weights and the training arguments without any path.
+    """Keep only what the detector needs: one head, half-precision weights, training arguments without any path.
+
+    YOLO26 trains two heads; after so short a training the one-to-one head, which learns without reaching the backbone,
+    is far behind the one-to-many head, so the demo keeps the latter and is served with non-maximum suppression.
 
     Args:
         checkpoint: a checkpoint of our own training; it is unpickled, so never one from elsewhere.
@@ -156,8 +159,19 @@ def slim(checkpoint: Path, target: Path) -> None:
     content: dict[str, Any] = torch.load(target, map_location="cpu", weights_only=False)
     arguments = {key: content["train_args"][key] for key in _KEPT_ARGS} | {"data": "data.yaml", "model": "yolo26n.yaml"}
     content["model"].args = dict(arguments)
+    keep_one_head(content["model"])
     kept = {key: content[key] for key in ("model", "epoch", "date", "version", "license", "docs")}
     torch.save(kept | {"train_args": arguments}, target)
+
+
+def keep_one_head(model: Any) -> None:
+    """Remove the one-to-one head of a YOLO26 model, if it has one; ``model`` is Ultralytics' DetectionModel."""
+    head = model.model[-1]
+    for name in ("one2one_cv2", "one2one_cv3"):
+        if hasattr(head, name):
+            delattr(head, name)
+    model.end2end = False
+    model.yaml["end2end"] = False
 
 
 def measure(weights: Path, listing: Path, out: Path) -> dict[str, float]:
@@ -202,7 +216,8 @@ def main() -> None:
     _log.info("rendered %d scenes", recipe.scenes)
     start = None
     if recipe.start is not None:
-        fresh = out / f"{MODEL_NAME}-{recipe.start}.pt"
+        # The checkpoint as trained still has both heads; what the package holds is only what is served.
+        fresh = out / "runs" / f"train-{recipe.start}" / "weights" / "last.pt"
         start = fresh if fresh.exists() else weights_path(recipe.start)
     target = out / f"{MODEL_NAME}-{choice.version}.pt"
     slim(train(recipe, choice.version, listing, out, start), target)
