@@ -33,12 +33,17 @@ def _check_image(environment: Environment, **_: object) -> None:
 class DetectUser(FastHttpUser):
     """Posts one picture at a steady rate and calls an answer good only if it names its version and holds results."""
 
-    wait_time = constant_throughput(float(os.environ.get("STEELYARD_RATE", "1")))
+    def wait_time(self) -> float:
+        """Return the seconds until this user's next request is due."""
+        paced: float = constant_throughput(self._rate)(self)
+        return paced
+
     network_timeout = 60.0
     connection_timeout = 10.0
 
     def on_start(self) -> None:
-        """Read the picture and the model's name once."""
+        """Read the picture, the rate and the model's name once."""
+        self._rate = float(os.environ.get("STEELYARD_RATE", "1"))
         self._image = Path(os.environ["STEELYARD_IMAGE"]).read_bytes()
         model = os.environ.get("STEELYARD_MODEL")
         self._path = "/v1/detect" if model is None else f"/v1/models/{quote(model, safe='')}/detect"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -130,6 +132,7 @@ def _restricted_load(path: Path) -> Any:
 
     if not utils.SAFE_LOAD or not tasks._SafeLoad.SUPPORTED or utils.AUTOINSTALL:  # noqa: SLF001 - no public way to ask
         _refuse("Restricted loading is not in force here, so the file was not opened; reinstall Steelyard's packages.")
+    _check_sums(path)
     try:
         model, checkpoint = tasks.load_checkpoint(path)
     except MemoryError:
@@ -147,6 +150,20 @@ def _restricted_load(path: Path) -> Any:
     if isinstance(checkpoint, dict) and checkpoint.get("modelopt"):
         _refuse("The checkpoint was trained for quantization; export it to ONNX first and register that.")
     return model
+
+
+def _check_sums(path: Path) -> None:
+    """Refuse an archive of which a byte has changed: torch reads tensors without looking at the archive's CRC-32."""
+    if not zipfile.is_zipfile(path):
+        return
+    damaged = "The file is damaged: its contents do not match their own checksums. Copy it again."
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ConversionError(damaged) from error
+    if wrong is not None:
+        _refuse(damaged)
 
 
 def _slim(data: bytes) -> bytes:

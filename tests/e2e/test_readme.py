@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -70,7 +70,9 @@ def served(environment: dict[str, str]) -> Iterator[dict[str, str]]:
         finally:
             os.killpg(process.pid, signal.SIGINT)
             try:
-                process.wait(timeout=30)
+                begun = time.monotonic()
+            process.wait(timeout=30)
+            assert time.monotonic() - begun < 10.0, "Ctrl-C took longer than ten seconds"
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
@@ -98,15 +100,6 @@ def _run(block: Block, environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def _rounded(value: object) -> object:
-    """Return ``value`` without what differs from run to run (times, digests), numbers rounded."""
-    if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items() if k not in {"speed", "digest"}}
-    if isinstance(value, list):
-        return [_rounded(v) for v in value]
-    return round(value, 0) if isinstance(value, float) and value > 1 else value
-
-
 def test_every_block_of_the_readme_runs(served: dict[str, str]) -> None:
     """Shell and Python blocks succeed as written, and a JSON block is what the block before it really prints."""
     printed = ""
@@ -119,16 +112,17 @@ def test_every_block_of_the_readme_runs(served: dict[str, str]) -> None:
             ran += 1
         elif block.language == "json":
             expected, actual = json.loads(block.text), json.loads(printed)
-            assert _names(expected) == _names(actual), f"README line {block.line}: the answer has changed"
+            _assert_same_boxes(expected, actual)
             assert set(expected["metadata"]) == set(actual["metadata"])
     assert ran >= 3
 
 
-def _names(answer: dict[str, object]) -> object:
-    """Return the products of the first image with their boxes in whole pixels."""
-    images = answer["images"]
-    assert isinstance(images, list)
-    return [(r["name"], _rounded(r["box"])) for r in images[0]["results"]]
+def _assert_same_boxes(expected: dict[str, Any], actual: dict[str, Any]) -> None:
+    """Compare the first image's products; a CPU of another arithmetic may move a box by some pixels."""
+    documented, found = (sorted(a["images"][0]["results"], key=lambda r: r["name"]) for a in (expected, actual))
+    assert [r["name"] for r in documented] == [r["name"] for r in found]
+    for one, other in zip(documented, found, strict=True):
+        assert one["box"] == pytest.approx(other["box"], abs=4.0)
 
 
 def test_the_readme_names_both_commands_first() -> None:

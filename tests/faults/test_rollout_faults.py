@@ -64,9 +64,11 @@ def test_the_actor_dies(service: Service, point: str) -> None:
     version = _next_version(service)
     with Clients(service.url, service.tray, count=4) as load:
         load.wait_for(0)
+        actor = service.actor_pid()
         service.arm(point, "exit")
         service.promote(version)
         _converged(service, version)
+    assert service.actor_pid() != actor, "the fault did not fire"
     assert _failed(load.exchanges) == []
     assert regressions(load.exchanges) == []
 
@@ -81,6 +83,7 @@ def test_a_replica_dies(service: Service, point: str) -> None:
         service.arm(f"{point}@{replica}", "exit")
         service.promote(version)
         _converged(service, version)
+    assert replica not in {r["id"] for r in service.rollout()["replicas"]}, "the fault did not fire"
     assert len(_failed(load.exchanges)) <= IN_FLIGHT
     assert regressions(load.exchanges) == []
 

@@ -18,6 +18,8 @@ import pytest
 
 from models import demo
 from models.weights.mlflow_registry import open_registry
+from serve.cluster import processes_of
+from serve.home import remembered_folder
 from serve.settings import load_settings
 
 if TYPE_CHECKING:
@@ -82,6 +84,13 @@ class Service:
     def promote(self, version: str) -> httpx.Response:
         """Ask for ``version`` over HTTP without waiting for the replicas."""
         return httpx.post(f"{self.url}/v1/models/checkout/promote", json={"version": version}, timeout=30)
+
+    def actor_pid(self) -> int | None:
+        """Return the process of the rollout actor, None while there is none."""
+        folder = remembered_folder(self.home)
+        assert folder is not None
+        found = [process.pid for process in processes_of(folder) if "RolloutActor" in " ".join(process.cmdline())]
+        return found[0] if found else None
 
     def arm(self, point: str, action: str) -> None:
         """Arm a fault point of the rollout."""

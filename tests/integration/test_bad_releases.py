@@ -16,6 +16,7 @@ from running import audit
 
 from models.weights import registry as tags
 from models.weights.manifest import MANIFEST, ONNX
+from serve.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +94,8 @@ def _no_classes(service: Service, folder: Path) -> VersionInfo:
 
 def _not_ready(service: Service, folder: Path) -> VersionInfo:
     planted = _plant(service, folder, metrics={"planted": 3.0})
-    client = mlflow.MlflowClient(registry_uri=f"sqlite:///{service.home / 'registry' / 'mlflow.db'}")
+    uri = load_settings(home=service.home).tracking_uri
+    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     client.delete_model_version_tag("checkout", planted.version, tags.STATE_TAG)
     return planted
 

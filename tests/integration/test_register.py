@@ -249,12 +249,13 @@ def test_a_zeroed_head_is_registered_but_not_promoted(scratch_model: Any, tmp_pa
 
 
 def test_damaged_and_foreign_files_are_refused_in_one_sentence(scratch_model: Any, tmp_path: Path) -> None:
-    """One byte lost at the end or inside, no bytes, text, a plain dict: each its sentence, nothing registered."""
+    """A byte lost, a bit flipped, no bytes, text, a plain dict: each gets its sentence, and nothing is registered."""
     import torch  # noqa: PLC0415 - see scratch_model
 
     good = saved(scratch_model, tmp_path / "good.pt").read_bytes()
     bad = {
         "byte-lost": good[:-1],
+        "bit-flipped": good[: len(good) // 2] + bytes([good[len(good) // 2] ^ 1]) + good[len(good) // 2 + 1 :],
         "byte-lost-inside": good[: len(good) // 2] + good[len(good) // 2 + 1 :],
         "empty": b"",
         "text": b"these are not the weights you are looking for\n" * 50,

@@ -49,9 +49,11 @@ def test_promote_with_the_actor_killed_between_commit_and_go(service: Service) -
     start = service.rollout()["generation"]
     with Clients(service.url, service.tray) as load:
         load.wait_for(start)
+        actor = service.actor_pid()
         service.arm("actor.after_commit", "exit")
         service.promote("2")
         load.wait_for(start + 1)
     _assert_nobody_suffered(load)
     service.settle("2")
+    assert service.actor_pid() != actor, "the actor was not killed"
     _assert_all_replicas_serve(service, "2")
