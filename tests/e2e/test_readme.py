@@ -71,8 +71,8 @@ def served(environment: dict[str, str]) -> Iterator[dict[str, str]]:
             os.killpg(process.pid, signal.SIGINT)
             try:
                 begun = time.monotonic()
-            process.wait(timeout=30)
-            assert time.monotonic() - begun < 10.0, "Ctrl-C took longer than ten seconds"
+                process.wait(timeout=30)
+                assert time.monotonic() - begun < 10.0, "Ctrl-C took longer than ten seconds"
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
