@@ -106,19 +106,19 @@ def _move_alias(service: Service, version: str) -> None:
 
 
 PLANTED = {
-    "NaN weights": (_nan_weights, {"golden", "load", "warm"}, "finite|blind|NaN"),
-    "a zeroed head": (_zeroed_head, {"golden"}, "golden|blind|box"),
-    "one byte lost": (_byte_lost, {"verify"}, "bytes instead of"),
-    "one bit flipped": (_bit_flipped, {"verify"}, "digest differs"),
-    "no classes": (_no_classes, {"contract"}, "no classes"),
-    "a missing ready tag": (_not_ready, {"verify", "fetch", "promote", "ready"}, "ready"),
+    "NaN weights": (_nan_weights, "warm", "finite|blind|NaN"),
+    "a zeroed head": (_zeroed_head, "golden", "golden|blind|box"),
+    "one byte lost": (_byte_lost, "verify", "bytes instead of"),
+    "one bit flipped": (_bit_flipped, "verify", "digest differs"),
+    "no classes": (_no_classes, "contract", "no classes"),
+    "a missing ready tag": (_not_ready, "fetch", "ready"),
 }
 
 
 @pytest.mark.parametrize("kind", PLANTED, ids=lambda kind: kind.replace(" ", "-"))
 def test_a_bad_release_planted_in_the_store_is_refused(service: Service, tmp_path: Path, kind: str) -> None:
     """The refusal names step and reason, happens once, and no client notices anything."""
-    plant, steps, reason = PLANTED[kind]
+    plant, step, reason = PLANTED[kind]
     service.settle("1")
     before = service.rollout()
     service.registry().fetch("checkout", "1", tmp_path)
@@ -131,13 +131,14 @@ def test_a_bad_release_planted_in_the_store_is_refused(service: Service, tmp_pat
         seen = len(load.exchanges)
         while len(load.exchanges) < seen + 40:
             load.wait_for(before["generation"])
-    assert rollout["step"] in steps
+    assert rollout["step"] == step
     assert any(word in rollout["reason"] for word in reason.split("|")), rollout["reason"]
     assert rollout["serving"] == "1"
     assert rollout["desired"] == planted.version
     assert {(e.status, e.version) for e in load.exchanges} == {(200, "1")}
     refused = [r for r in audit(service) if r["result"] == "rejected" and r["to"]["version"] == planted.version]
-    assert len(refused) == 1
+    # A version that is not ready does not exist for the fleet: nothing was tried, so there is nothing to write down.
+    assert len(refused) == (0 if kind == "a missing ready tag" else 1)
     shown = service.cli("rollout", "checkout", "--json")
     assert rollout["reason"] in json.loads(shown.stdout)["reason"]
 

@@ -157,12 +157,14 @@ def test_a_second_start_and_a_taken_port_are_refused_in_one_line(service: Servic
 
 
 def test_sigterm_ends_every_process_within_ten_seconds(service: Service, tmp_path: Path) -> None:
-    """A second service, with a home of its own, serves beside the first and leaves nothing behind."""
-    beside = running.start(
-        tmp_path / "home", tmp_path / "serve.log", "--model", f"tray={demo.weights_path(1)}", STEELYARD_REPLICAS="1"
-    )
+    """A second service, with two models and autoscaling, serves beside the first and leaves nothing behind."""
+    models = [f"--model=tray={demo.weights_path(1)}", f"--model=other={demo.weights_path(2)}"]
+    scaling = ["--min-replicas=1", "--max-replicas=2"]
+    beside = running.start(tmp_path / "home", tmp_path / "serve.log", *models, *scaling)
     try:
         assert beside.detect()["metadata"]["model"] == "tray"
+        other = httpx.post(f"{beside.url}/v1/models/other/detect", content=service.tray, headers=JPEG, timeout=30)
+        assert other.json()["metadata"]["model"] == "other"
         assert service.detect()["metadata"]["model"] == "checkout"
         command = next(line for line in beside.log.read_text().splitlines() if "curl" in line)
         pasted = subprocess.run(shlex.split(command), capture_output=True, check=True, timeout=30)

@@ -31,16 +31,17 @@ def test_promote_and_rollback_under_load(service: Service) -> None:
         load.wait_for(start)
         promoted = service.cli("promote", "checkout", "2")
         assert promoted.returncode == 0, promoted.stderr
-        load.wait_for(start + 1)
+        middle = service.rollout()["generation"]
+        load.wait_for(middle)
         _assert_all_replicas_serve(service, "2")
         rolled_back = service.cli("rollback", "checkout")
         assert rolled_back.returncode == 0, rolled_back.stderr
-        load.wait_for(start + 2)
+        load.wait_for(middle + 1)
         _assert_all_replicas_serve(service, "1")
     _assert_nobody_suffered(load)
-    assert {e.version for e in load.exchanges} == {"1", "2"}
-    for exchange in load.exchanges:
-        assert exchange.version == ("2" if exchange.generation == start + 1 else "1")
+    # An attempt that was aborted uses up a generation, so generations may have gaps.
+    answered = sorted({(e.generation, e.version) for e in load.exchanges})
+    assert [version for _, version in answered] == ["1", "2", "1"]
 
 
 def test_promote_with_the_actor_killed_between_commit_and_go(service: Service) -> None:
