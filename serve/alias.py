@@ -47,6 +47,7 @@ class Alias:
         self._one = asyncio.Lock()
         self._hinted = asyncio.Event()
         self._moving = False
+        self._reading: asyncio.Future[Desired | None] | None = None
         self.trouble = ""
         """Why the last reading failed, "" where it did not."""
 
@@ -68,7 +69,7 @@ class Alias:
         """Read the alias now. Raises RegistryError."""
         try:
             async with asyncio.timeout(DEADLINE_S), self._one:
-                desired: Desired | None = await self._in_thread(self._registry.desired, self._model)
+                desired = await self._desired()
         except (SteelyardError, TimeoutError) as error:
             self.trouble = str(error) or "the registry did not answer in time"
             _log.warning("the alias of %s cannot be read: %s", self._model, self.trouble)
@@ -96,7 +97,7 @@ class Alias:
         try:
             await self._faults.hit("actor.before_alias")
             async with asyncio.timeout(DEADLINE_S), self._one:
-                found = await self._in_thread(self._registry.desired, self._model)
+                found = await self._desired()
                 if found is not None and (found.promotion, found.version) == pin.over:
                     moved = await self._in_thread(
                         self._registry.promote,
@@ -112,6 +113,15 @@ class Alias:
             self._moving = False
         if moved is not None:
             self._heard(moved)
+
+    async def _desired(self) -> Desired | None:
+        # A thread cannot be cancelled: while the last reading's still waits, one more would only occupy one more. What
+        # it brings in the end is older than what this caller asks for, so it is read anew.
+        if self._reading is not None:
+            await asyncio.wait({self._reading})
+        self._reading = asyncio.ensure_future(self._in_thread(self._registry.desired, self._model))
+        self._reading.add_done_callback(lambda read: read.cancelled() or read.exception())
+        return await asyncio.shield(self._reading)
 
 
 async def _first(*work: Awaitable[object]) -> None:

@@ -74,5 +74,8 @@ def build_application(
     else:
         options["num_replicas"] = settings.replicas
     return detector.options(**options).bind(
-        settings.model_dump(mode="json", exclude={"admin_key"}), sizing.threads, str(logs) if logs else None
+        # Absolute, or every process would find another home below its own working folder.
+        settings.model_dump(mode="json", exclude={"admin_key"}) | {"home": str(settings.root)},
+        sizing.threads,
+        str(logs) if logs else None,
     )

@@ -96,7 +96,7 @@ class Books:
             state = self._now()
             if state.committed is None:
                 return
-            target, previous = state.committed.target, state.committed.previous
+            target, previous = state.committed.target, state.committed.back
             record = Committed(
                 model=self._model,
                 generation=state.committed.generation,

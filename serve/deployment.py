@@ -98,26 +98,9 @@ async def _build(settings: Settings, threads: int, sink: RaySink) -> Replica:
     metrics = EngineMetrics(sink)
     cache = ReleaseCache(settings.cache)
     name = ray.get_runtime_context().get_actor_name()
-    limits = EngineSettings(
-        lanes=settings.lanes,
-        max_batch=settings.max_batch,
-        max_queue=settings.max_queue,
-        threads=threads,
-        max_bytes=settings.max_body_bytes,
-        max_pixels=settings.max_pixels,
-        max_side=settings.max_side,
-        memory_budget_mb=max(1, settings.memory_budget_mb // len(settings.models)),
-    )
+    limits = engine_settings(settings, threads)
     idle = {model: IdleClock(time.monotonic) for model in settings.models}
-    engines = {
-        model: Engine(
-            select_backend(settings.backend, precision=settings.precision, threads=threads, gpu=settings.gpus > 0),
-            limits,
-            sight_test=check_sight,
-            observer=_Observer(metrics, model, idle[model]),
-        )
-        for model in settings.models
-    }
+    engines = {model: make_engine(settings, limits, _Observer(metrics, model, clock)) for model, clock in idle.items()}
     members = {
         model: Member(model, name, engine, rollout, RayLedger(NAME), cache, settings)
         for model, engine in engines.items()
@@ -132,6 +115,34 @@ async def _build(settings: Settings, threads: int, sink: RaySink) -> Replica:
         refresh=sink.refresh,
         idle_check_s=settings.idle_check_s,
     )
+
+
+def engine_settings(settings: Settings, threads: int) -> EngineSettings:
+    """Return the knobs of each engine of a replica that may use ``threads`` >= 1 CPU threads in all.
+
+    The models share threads and memory equally, with one thread each at least: all of them busy do not oversubscribe
+    the cores, and a plan that was measured alone holds then too. The price is that a model which is busy alone leaves
+    the others' threads idle; where that matters, serve it by a service of its own.
+    """
+    models = len(settings.models)
+    return EngineSettings(
+        lanes=settings.lanes,
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        threads=max(1, threads // models),
+        max_bytes=settings.max_body_bytes,
+        max_pixels=settings.max_pixels,
+        max_side=settings.max_side,
+        memory_budget_mb=max(1, settings.memory_budget_mb // models),
+    )
+
+
+def make_engine(settings: Settings, limits: EngineSettings, observer: EngineObserver) -> Engine:
+    """Return an engine whose runtime uses no more threads than ``limits`` allow."""
+    backend = select_backend(
+        settings.backend, precision=settings.precision, threads=limits.threads, gpu=settings.gpus > 0
+    )
+    return Engine(backend, limits, sight_test=check_sight, observer=observer)
 
 
 def _start_logging(level: str, logs: str | None) -> Any:

@@ -34,6 +34,7 @@ class Depot:
         *,
         share: Callable[[Mapping[str, NDArray[np.uint8]]], Any],
         in_thread: Callable[..., Awaitable[Any]],
+        in_registry_thread: Callable[..., Awaitable[Any]],
         faults: FaultPoints,
     ) -> None:
         """Start empty.
@@ -43,10 +44,12 @@ class Depot:
             cache: where they are kept on disk.
             share: makes files (uint8 arrays (size,)) available to all replicas and returns the handle; blocks.
             in_thread: runs a blocking call on a worker thread.
+            in_registry_thread: the same for calls that may wait on the registry, which must not delay the others.
             faults: named points.
         """
         self._registry, self._cache = registry, cache
-        self._share, self._in_thread, self._faults = share, in_thread, faults
+        self._share, self._faults = share, faults
+        self._in_thread, self._in_registry_thread = in_thread, in_registry_thread
         self._handles: dict[str, Any] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -65,6 +68,11 @@ class Depot:
                 self._handles[digest] = await self._in_thread(self._share, files)
             return self._handles[digest]
 
+    @property
+    def held(self) -> frozenset[str]:
+        """Return the digests whose files are in memory."""
+        return frozenset(self._handles)
+
     def keep_only(self, digests: Collection[str]) -> None:
         """Let go of all other files in memory; replicas that use them keep theirs."""
         for digest in [held for held in self._handles if held not in digests]:
@@ -76,7 +84,7 @@ class Depot:
         cached: Mapping[str, NDArray[np.uint8]] | None = await self._in_thread(self._cached, model, version, digest)
         if cached is not None:
             return cached
-        files: Mapping[str, NDArray[np.uint8]] = await self._in_thread(self._fetch, model, version)
+        files: Mapping[str, NDArray[np.uint8]] = await self._in_registry_thread(self._fetch, model, version)
         await self._faults.hit("actor.after_fetch")
         await self._in_thread(open_release, model, version, files, expect_digest=digest)
         await self._in_thread(self._cache.put, digest, files)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
+from models.weights.cache import CommittedStore, ReleaseCache
 from models.weights.mlflow_registry import MlflowRegistry
 from serve.announce import Announcer
 from serve.cluster import PREFIX, ClusterError, LocalCluster, end, processes_of
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 READY_MARGIN_S: Final = 60.0
-"""Time beyond the preparation of a release in which a new service must be ready (seconds)."""
+"""Time beyond the preparation of its releases in which a new service must be ready (seconds)."""
 
 START_ATTEMPTS: Final = 3
 """Failures of replicas to start after which the person who waits is told."""
@@ -103,7 +104,16 @@ def _bring_up(settings: Settings, sources: Mapping[str, str | None], run: _Run, 
     say("starting Ray")
     cluster.start()
     registry = MlflowRegistry(settings.tracking_uri)
-    stocking = _Background(lambda: stock(registry, sources, say=say, progress=run.announcer.progress))
+    stocking = _Background(
+        lambda: stock(
+            registry,
+            sources,
+            committed=CommittedStore(settings.root),
+            cache=ReleaseCache(settings.cache),
+            say=say,
+            progress=run.announcer.progress,
+        )
+    )
 
     from serve.app import build_application  # noqa: PLC0415 - imports Ray Serve, whose environment stands only now
 
@@ -126,10 +136,14 @@ def _bring_up(settings: Settings, sources: Mapping[str, str | None], run: _Run, 
             raise ClusterError(msg)
 
     url = address(settings)
-    deadline_s = settings.prepare_timeout_s + READY_MARGIN_S
-    serving = wait_until_ready(url, settings.models, deadline_s=deadline_s, check=check)
+    serving = wait_until_ready(url, settings.models, deadline_s=ready_deadline_s(settings), check=check)
     write_record(settings.root, ServiceRecord(url, os.getpid()))
     run.announcer.ready(url, serving, time.monotonic() - run.started)
+
+
+def ready_deadline_s(settings: Settings) -> float:
+    """Return how long a new service may take until it is ready (seconds): a replica prepares one model at a time."""
+    return settings.prepare_timeout_s * len(settings.models) + READY_MARGIN_S
 
 
 def address(settings: Settings) -> str:

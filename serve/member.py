@@ -11,7 +11,15 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
-from models.errors import LedgerError, ReleaseError, ReleaseFaultError, ReleaseRejectedError
+from models.errors import (
+    CapacityError,
+    LedgerError,
+    RegistryError,
+    ReleaseError,
+    ReleaseFaultError,
+    ReleaseRejectedError,
+    SteelyardError,
+)
 from models.rollout import ledger as rules
 from models.rollout import member
 from models.rollout.messages import Attempt, Directive, Failure, Join, Refused
@@ -39,6 +47,8 @@ BEAT_LIMIT_S: Final = 20.0
 """Silence of the loop after which the replica is unhealthy (seconds); it turns at least once a second."""
 MOST_FAILURES: Final = 5
 """Failures of the loop in a row after which the replica is unhealthy."""
+_PASSING: Final = (CapacityError, LedgerError, RegistryError)
+"""Errors by which an actor, or the way to it, says that asking again may help."""
 SHUTTING_DOWN: Final = "this replica is shutting down; retry, another replica answers"
 
 
@@ -144,7 +154,8 @@ class Member:
     async def start(self) -> None:
         """Load and flip to what is committed, or to the first release ever, and be admitted.
 
-        Raises ReleaseRejectedError or ReleaseFaultError with a clear text; the replica must not serve then.
+        Raises ReleaseRejectedError, ReleaseFaultError or what else the actor answered, such as UnknownModelError, with
+        a clear text; the replica must not serve then.
         """
         await self._faults.hit("replica.before_join")
         deadline = self._clock() + self._settings.prepare_timeout_s
@@ -403,6 +414,8 @@ class Member:
             try:
                 return await asyncio.wait_for(self._actor.committed(self.model, self.replica), CALL_DEADLINE_S)
             except Exception as error:
+                if isinstance(error, SteelyardError) and not isinstance(error, _PASSING):
+                    raise
                 _log.info("the rollout actor did not answer for %s: %s", self.model, error)
                 if self._clock() >= deadline:
                     msg = f"the rollout of {self.model} cannot be reached; see whether the cluster is up"

@@ -47,7 +47,7 @@ class Parts:
     """What all models of a deployment share.
 
     names: returns the names of all live actors, or None where it cannot tell; blocks. depose: ends this process.
-    on_commit: called after each commit. in_thread, in_registry_thread: run a blocking call on a worker thread.
+    tidy: called after each commit and rejection. in_thread, in_registry_thread: run a blocking call on a worker thread.
     """
 
     registry: Registry
@@ -60,7 +60,7 @@ class Parts:
     in_thread: Callable[..., Awaitable[Any]]
     in_registry_thread: Callable[..., Awaitable[Any]]
     depose: Callable[[], None]
-    on_commit: Callable[[], None]
+    tidy: Callable[[], None]
     timing: state.Timing
     poll_interval_s: float
     prepare_timeout_s: float
@@ -81,6 +81,7 @@ class Reconciler:
         self._latest: dict[str, int] = {}
         self._arms: dict[str, list[tuple[str, str]]] = {}
         self._told_go: tuple[int, str] | None = None
+        self._untidy = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._books = Books(
             model,
@@ -115,7 +116,8 @@ class Reconciler:
     def wanted(self) -> frozenset[str]:
         """Return the digests that this machine's cache must keep."""
         now = self._state
-        targets = [now.target, now.restored, now.pin.target if now.pin else None]
+        desired = policy.wanted(now.desired, now.rejections)
+        targets = [now.target, desired, now.restored, now.pin.target if now.pin else None]
         if now.committed is not None:
             targets += [now.committed.target, now.committed.previous]
         return frozenset(target.digest for target in targets if target is not None)
@@ -134,6 +136,9 @@ class Reconciler:
         self._state, effects = coordinator.step(self._state, event, self._parts.clock())
         for effect in effects:
             self._start(effect)
+        if self._untidy and self._state.phase == "idle":
+            self._untidy = False
+            self._parts.tidy()
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -159,12 +164,14 @@ class Reconciler:
                 return PollReply(None)
             await self._change(left)
 
-    async def join(self) -> Join | Refused | None:
-        """Return what a starting replica must load, why there is nothing, or None after some seconds."""
+    async def join(self, replica: str) -> Join | Refused | None:
+        """Return what the starting ``replica`` must load, why there is nothing, or None after some seconds."""
         begun = self._parts.clock()
         while True:
             answer = answers.join_answer(self._state, self._parts.clock())
             left = begun + IDLE_POLL_S - self._parts.clock()
+            if isinstance(answer, Join) and not answer.decided:
+                self.feed(state.TryTold(replica, answer.attempt.generation))
             if answer is not None or left <= 0.0:
                 return answer
             await self._change(left)
@@ -208,18 +215,20 @@ class Reconciler:
     async def roll_back(self, wait_s: float, who: str) -> None:
         """Bring back what served before, then move the alias; returns when it serves, was refused or time is up.
 
-        Raises ReleaseRejectedError with step ``rollback`` where nothing served before.
+        Repeating it while it is under way joins it. Raises ReleaseRejectedError with step ``rollback`` where nothing
+        served before, or where what serves is itself what a rollback returned to.
         """
         # A pin overrides the alias as it is now; over an old reading, a moved alias would look like a newer promotion.
         with contextlib.suppress(RegistryError, TimeoutError):
             await asyncio.wait_for(self._alias.read(), 2.0)
         committed = self._state.committed
-        if committed is None or committed.previous is None:
-            msg = f"{self.model} has served only one version so far: there is none to roll back to"
-            raise ReleaseRejectedError(msg, step="rollback")
-        promotion = uuid4().hex
-        self.feed(state.RollbackAsked(promotion))
-        self._books.write("rollback", committed.target, committed.previous, result="accepted", who=who)
+        promotion = self._pinned()
+        if promotion is None:
+            if committed is None or committed.back is None:
+                raise ReleaseRejectedError(self._nothing_before(), step="rollback")
+            promotion = uuid4().hex
+            self.feed(state.RollbackAsked(promotion))
+            self._books.write("rollback", committed.target, committed.back, result="accepted", who=who)
         end = self._parts.clock() + wait_s
         while self._rolling_back(promotion) and self._parts.clock() < end:
             await self._change(end - self._parts.clock())
@@ -301,10 +310,11 @@ class Reconciler:
         self._books.save()
         self._books.write("roll", attempt.previous, target, result="committed", generation=generation)
         self._books.record_serving(attempt)
-        self._parts.on_commit()
+        self._untidy = True
 
     def _write_down(self, effect: state.Audit) -> None:
         target, failure = effect.target, effect.failure
+        self._untidy = True
         why = f"{failure.step}: {failure.reason}"
         _log.warning("version %s of %s was %s: %s", target.version, self.model, effect.result, why)
         self._books.write("roll", coordinator.serving(self._state), target, result=effect.result, reason=why)
@@ -323,7 +333,7 @@ class Reconciler:
                 await self._look_for_deaths()
 
     async def _look_for_deaths(self) -> None:
-        members = list(self._state.members)
+        members = [*self._state.members, *self._state.trying]
         if not members:
             return
         try:
@@ -352,6 +362,22 @@ class Reconciler:
                 elif self._told_go[1] != replica and faults.armed("actor.mid_go"):
                     await self._parts.sleep(0.05)
                     await faults.hit("actor.mid_go")
+
+    def _pinned(self) -> str | None:
+        """Return the promotion of the rollback that stands and was not refused, None where there is none."""
+        pin, desired = self._state.pin, self._state.desired
+        if pin is None or not policy.stands(pin, desired) or policy.find(self._state.rejections, pin.target):
+            return None
+        return pin.target.promotion
+
+    def _nothing_before(self) -> str:
+        committed = self._state.committed
+        if committed is None or not committed.rollback:
+            return f"{self.model} has served only one version so far: there is no earlier version to return to"
+        return (
+            f"there is no earlier version of {self.model} to return to: version {committed.target.version} serves "
+            "since the last rollback; promote the version that you want"
+        )
 
     def _rolling_back(self, promotion: str) -> bool:
         now = self._state

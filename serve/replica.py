@@ -1,7 +1,8 @@
 """One replica: the engines of all models, each a member of its model's fleet, and what the edge asks of them. No Ray.
 
-Start: every engine gets the committed release and is admitted to its fleet; then the members' loops and the idle
-checks run under supervision. Stop: the members leave, then the engines answer what they hold and close.
+Start: one after another the engines get their committed release and are admitted to their fleets, so that each measures
+its plan on a quiet machine; a member's loop runs from its own admission on, for its fleet waits for it from then on.
+Last the idle checks. Stop: the members leave, then the engines answer what they hold and close.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Protocol
 
 from models.errors import CapacityError, SteelyardError, UnavailableError
@@ -16,11 +18,16 @@ from serve.supervision import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from concurrent.futures import Future
 
     from models.engine.engine import Engine
     from models.weights.registry import Registry, VersionInfo
 
 REGISTRY_DEADLINE_S: Final = 20.0
+REGISTRY_THREADS: Final = 2
+MOST_REGISTRY_READS: Final = 16
+"""Reads of the registry that may run or wait; more are refused."""
+
 STOP_DEADLINE_S: Final = 12.0
 REFRESH_S: Final = 4.0
 """Time between two refreshments of the gauges: shorter than the node's reporting interval (seconds)."""
@@ -72,6 +79,43 @@ class Fleet(Protocol):
         ...
 
 
+class _RegistryReads:
+    """Reads of the registry on threads of their own: one that hangs must not take those that decode requests.
+
+    Its methods belong to one event loop's thread.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._threads = ThreadPoolExecutor(REGISTRY_THREADS, thread_name_prefix="registry")
+        self._reads: list[Future[list[VersionInfo]]] = []
+        self._stuck: list[Future[list[VersionInfo]]] = []
+        self._closed = False
+
+    async def versions(self, model: str) -> Sequence[VersionInfo]:
+        """Return the versions; refuse at once where every thread is stuck. Raises RegistryError, UnavailableError."""
+        self._reads = [read for read in self._reads if not read.done()]
+        self._stuck = [read for read in self._stuck if not read.done()]
+        if self._closed or len(self._stuck) >= REGISTRY_THREADS or len(self._reads) >= MOST_REGISTRY_READS:
+            msg = "The registry does not answer now; ask again later"
+            raise UnavailableError(msg)
+        read = self._threads.submit(self._registry.versions, model)
+        self._reads.append(read)
+        try:
+            # Cancelling takes a read that waits out of the queue; one that runs goes on and counts as stuck.
+            async with asyncio.timeout(REGISTRY_DEADLINE_S):
+                return await asyncio.wrap_future(read)
+        except TimeoutError:
+            self._stuck.append(read)
+            msg = "The registry did not answer in time; ask again"
+            raise UnavailableError(msg) from None
+
+    def close(self) -> None:
+        """Refuse further reads and wait for none: a hanging one ends at its own deadline."""
+        self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
 class IdleClock:
     """Tells for how long a model's engine has answered nothing."""
 
@@ -115,7 +159,7 @@ class Replica:
         self._members = members
         self._idle = idle
         self._fleet = fleet
-        self._registry = registry
+        self._reads = _RegistryReads(registry)
         self._exposition = exposition
         self._refresh = refresh
         self._idle_check_s = idle_check_s
@@ -131,21 +175,17 @@ class Replica:
         return self._engines
 
     async def start(self) -> None:
-        """Bring every model to its committed release and start the loops. Closes everything if that fails."""
+        """Bring every model to its committed release, one after another. Closes everything if that fails."""
         try:
             for engine in self._engines.values():
                 await engine.__aenter__()
-            async with asyncio.TaskGroup() as starting:
-                for member in self._members.values():
-                    starting.create_task(member.start())
-        except BaseExceptionGroup as group:
-            await self.stop()
-            raise _first(group) from group
+            for model, member in self._members.items():
+                await member.start()
+                self._tasks.start(f"the rollout member of {model}", member.run())
         except BaseException:
             await self.stop()
             raise
-        for model, member in self._members.items():
-            self._tasks.start(f"the rollout member of {model}", member.run())
+        for model in self._members:
             self._tasks.start(f"the idle check of {model}", self._prove_sight(model))
         self._tasks.start("the refresh of the gauges", self._keep_gauges())
         self._started = True
@@ -155,6 +195,7 @@ class Replica:
         if self._stopping:
             return
         self._stopping = True
+        self._reads.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_DEADLINE_S):
                 await self._tasks.stop()
@@ -206,12 +247,7 @@ class Replica:
 
     async def versions(self, model: str) -> Sequence[VersionInfo]:
         """Return all versions of ``model``, oldest first. Raises RegistryError or UnavailableError."""
-        try:
-            async with asyncio.timeout(REGISTRY_DEADLINE_S):
-                return await asyncio.to_thread(self._registry.versions, model)
-        except TimeoutError:
-            msg = "The registry did not answer in time; ask again"
-            raise UnavailableError(msg) from None
+        return await self._reads.versions(model)
 
     async def metrics(self) -> bytes:
         """Return the metrics of this node in Prometheus' text format. Raises UnavailableError."""
@@ -238,13 +274,6 @@ class Replica:
             else:
                 self._blind.pop(model, None)
             idle.touch()
-
-
-def _first(error: BaseException) -> BaseException:
-    """Return the first error within nested groups: one reason is enough for whoever reads it."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 async def _quietly(work: Awaitable[None]) -> None:

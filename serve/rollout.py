@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
+import json
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +24,10 @@ from serve.depot import Depot
 from serve.faults import REPLICA_POINTS, FaultPoints, check_action
 from serve.ledger import RayLedger
 from serve.reconciler import Parts, Reconciler
+from serve.rollout_client import RolloutClient, end_for_good, fingerprint_of, matching, unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
+    from collections.abc import Callable
 
     from models.rollout.messages import Admission, Failure, Join, PollReply, Refused, Report
     from serve.settings import Settings
@@ -41,11 +41,7 @@ MOST_CALLS: Final = 8192
 """Calls that may wait in the actor at once: a long poll for each model of each replica, and people."""
 ROLLBACK_WAIT_S: Final = 20.0
 DEPLOYMENT: Final = "detector"
-CONNECT_DEADLINE_S: Final = 30.0
-POLL_DEADLINE_S: Final = 15.0
-CALL_DEADLINE_S: Final = 15.0
-PEOPLE_DEADLINE_S: Final = 60.0
-FILES_DEADLINE_S: Final = 300.0
+CONNECT_DEADLINE_S: Final = 60.0
 REGISTRY_THREADS: Final = 4
 DISK_THREADS: Final = 4
 
@@ -62,11 +58,21 @@ class RolloutActor:
         registry_thread = _runner(ThreadPoolExecutor(REGISTRY_THREADS, thread_name_prefix="registry"))
         thread = _runner(ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk"))
         self._thread = thread
-        self._depot = Depot(registry, self._cache, share=ray.put, in_thread=registry_thread, faults=self._faults)
+        self._fingerprint = fingerprint(settings)
+        self._store = CommittedStore(settings.root)
+        self._pruning: set[asyncio.Task[None]] = set()
+        self._depot = Depot(
+            registry,
+            self._cache,
+            share=ray.put,
+            in_thread=thread,
+            in_registry_thread=registry_thread,
+            faults=self._faults,
+        )
         parts = Parts(
             registry=registry,
             depot=self._depot,
-            store=CommittedStore(settings.root),
+            store=self._store,
             ledger=self._ledger,
             audit=Audit(settings.root / "audit"),
             faults=self._faults,
@@ -74,7 +80,7 @@ class RolloutActor:
             in_thread=thread,
             in_registry_thread=registry_thread,
             depose=lambda: os._exit(1),
-            on_commit=self._tidy,
+            tidy=self._tidy,
             timing=Timing(
                 hold_deadline_s=settings.hold_deadline_s, prepare_timeout_s=settings.prepare_timeout_s + 10.0
             ),
@@ -114,13 +120,17 @@ class RolloutActor:
             return False
         return True
 
+    async def fingerprint(self) -> str:
+        """Return the fingerprint of the settings that this actor works with."""
+        return self._fingerprint
+
     async def next(self, model: str, report: Report) -> PollReply:
         """Take a replica's report; return what it should do, after some seconds at most."""
         return await (await self._model(model)).next(report)
 
-    async def committed(self, model: str) -> Join | Refused | None:
-        """Return what a starting replica must load."""
-        return await (await self._model(model)).join()
+    async def committed(self, model: str, replica: str) -> Join | Refused | None:
+        """Return what the starting ``replica`` must load."""
+        return await (await self._model(model)).join(replica)
 
     async def admit(self, model: str, replica: str, generation: int, failure: Failure | None) -> Admission:
         """Admit a replica that has loaded ``generation``, or hear why it could not."""
@@ -184,25 +194,55 @@ class RolloutActor:
         keep = frozenset[str]().union(*(model.wanted for model in self._models.values()))
         self._depot.keep_only(keep)
         task = asyncio.get_running_loop().create_task(self._prune(keep))
-        self._pruning = task
+        self._pruning.add(task)
+        task.add_done_callback(self._pruning.discard)
 
     async def _prune(self, keep: frozenset[str]) -> None:
         try:
-            await self._thread(self._cache.prune, keep)
+            await self._thread(prune, self._cache, self._store, keep)
         except OSError as error:
             _log.warning("old releases could not be removed from the cache: %s", error)
+
+
+def prune(cache: ReleaseCache, store: CommittedStore, keep: frozenset[str]) -> None:
+    """Drop from the cache what is neither in ``keep`` nor the last-good of any model, served now or not; blocks."""
+    last_good = {digest for record in store.records() for digest in (record.digest, record.previous_digest) if digest}
+    cache.prune(keep | last_good)
+
+
+def fingerprint(settings: Settings) -> str:
+    """Return a digest of the settings that the actor works with: it changes where an actor must be made anew."""
+    used = {
+        "models": sorted(settings.models),
+        "root": str(settings.root),
+        "tracking_uri": settings.tracking_uri,
+        "allow_fault_injection": settings.allow_fault_injection,
+        "hold_deadline_s": settings.hold_deadline_s,
+        "prepare_timeout_s": settings.prepare_timeout_s,
+        "poll_interval_s": settings.poll_interval_s,
+    }
+    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
 
 async def connect(settings: Settings, deployment: str = DEPLOYMENT) -> RolloutClient:
     """Return a client of the deployment's rollout actor, created if need be. Raises UnavailableError.
 
-    The actor outlives the process that made it and is restarted for ever; ``settings`` matter to the first caller only.
+    The actor outlives the process that made it, shutdowns of the service included, and is restarted for ever. One that
+    was made with other settings is ended and made anew: the ledger has all that it knew.
     """
+    get = functools.partial(asyncio.to_thread, _get_or_create, settings, deployment)
     try:
-        handle = await asyncio.wait_for(asyncio.to_thread(_get_or_create, settings, deployment), CONNECT_DEADLINE_S)
+        async with asyncio.timeout(CONNECT_DEADLINE_S):
+            handle = await matching(get, fingerprint(settings), ask=fingerprint_of, end=end_for_good)
     except (TimeoutError, ray.exceptions.RayError) as error:
         raise unwrap(error) from error
-    return RolloutClient(handle)
+
+    async def renew(dead: Any) -> Any:
+        # Without a look at its settings: of two deployments that overlap, only the one that starts may end an actor.
+        await end_for_good(dead)
+        return await get()
+
+    return RolloutClient(handle, renew)
 
 
 def _get_or_create(settings: Settings, deployment: str) -> Any:
@@ -222,89 +262,6 @@ def _get_or_create(settings: Settings, deployment: str) -> Any:
 def actor_name(deployment: str = DEPLOYMENT) -> str:
     """Return the name under which Ray knows the actor, in ``NAMESPACE``."""
     return f"steelyard-rollout-{deployment}"
-
-
-class RolloutClient:
-    """What replicas and the edge ask of the rollout actor; implements serve.member.ActorPort.
-
-    Every method raises the error that the actor raised, or UnavailableError where it cannot be asked.
-    """
-
-    def __init__(self, handle: Any) -> None:
-        """Keep the actor's handle."""
-        self._handle = handle
-
-    async def next(self, model: str, report: Report) -> PollReply:
-        """See ActorPort."""
-        reply: PollReply = await self._ask("next", model, report, deadline_s=POLL_DEADLINE_S)
-        return reply
-
-    async def committed(self, model: str, replica: str) -> Join | Refused | None:  # noqa: ARG002 - the port's
-        """See ActorPort."""
-        answer: Join | Refused | None = await self._ask("committed", model)
-        return answer
-
-    async def admit(self, model: str, replica: str, generation: int, failure: Failure | None) -> Admission:
-        """See ActorPort."""
-        answer: Admission = await self._ask("admit", model, replica, generation, failure)
-        return answer
-
-    async def leave(self, model: str, replica: str) -> None:
-        """See ActorPort."""
-        await self._ask("leave", model, replica)
-
-    async def files(self, model: str, version: str, digest: str) -> Mapping[str, NDArray[np.uint8]]:
-        """See ActorPort; on the actor's own node the arrays are read-only views of shared memory."""
-        (reference,) = await self._ask("files", model, version, digest, deadline_s=FILES_DEADLINE_S)
-        files: Mapping[str, NDArray[np.uint8]] = await _within(reference, FILES_DEADLINE_S)
-        return files
-
-    async def status(self, model: str) -> dict[str, object]:
-        """Return the rollout of ``model`` as ``GET /v1/models/{m}/rollout`` shows it. Raises UnknownModelError."""
-        found: dict[str, object] = await self._ask("status", model)
-        return found
-
-    async def promote(
-        self, model: str, version: str, reason: str = "promote", who: str = "operator"
-    ) -> dict[str, object]:
-        """Make ``version`` the desired one; return the status.
-
-        Raises UnknownVersionError, ReleaseRejectedError with step ``promote``, or RegistryError.
-        """
-        found: dict[str, object] = await self._ask("promote", model, version, reason, who, deadline_s=PEOPLE_DEADLINE_S)
-        return found
-
-    async def rollback(self, model: str, who: str = "operator") -> dict[str, object]:
-        """Bring back what served before; return the status. Raises ReleaseRejectedError with step ``rollback``."""
-        found: dict[str, object] = await self._ask("rollback", model, who, deadline_s=PEOPLE_DEADLINE_S)
-        return found
-
-    async def hint(self, model: str) -> None:
-        """Say that the alias may have moved."""
-        await self._ask("hint", model)
-
-    async def arm(self, point: str, action: str) -> None:
-        """Arm a fault point; see RolloutActor.arm. Raises InvalidOptionError unless faults are allowed."""
-        await self._ask("arm", point, action)
-
-    async def _ask(self, method: str, *arguments: object, deadline_s: float = CALL_DEADLINE_S) -> Any:
-        return await _within(getattr(self._handle, method).remote(*arguments), deadline_s)
-
-
-async def _within(reference: Any, deadline_s: float) -> Any:
-    try:
-        return await asyncio.wait_for(reference, deadline_s)
-    except (TimeoutError, ray.exceptions.RayError) as error:
-        raise unwrap(error) from error
-
-
-def unwrap(error: Exception) -> Exception:
-    """Return the error that the actor raised inside ``error``, else UnavailableError: the actor could not be asked."""
-    cause = getattr(error, "cause", None)
-    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(cause, Exception):
-        return cause
-    msg = "the rollout cannot be reached now; it restarts by itself, try again soon"
-    return UnavailableError(msg)
 
 
 def live_replicas(witness: str) -> frozenset[str] | None:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from models import demo
-from models.errors import ConversionError, UnknownModelError
+from models.errors import ConversionError, RegistryError, UnknownModelError
 from models.weights.register import promote, register
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from models.weights.cache import CommittedStore, ReleaseCache
     from models.weights.registry import Registry
 
 DEMO_VERSIONS: Final = (1, 2)
@@ -46,6 +47,8 @@ def stock(
     registry: Registry,
     sources: Mapping[str, str | None],
     *,
+    committed: CommittedStore,
+    cache: ReleaseCache,
     say: Callable[[str], None],
     progress: Callable[[str, float], None],
 ) -> None:
@@ -53,6 +56,7 @@ def stock(
 
     sources: model name -> weights file to register, promote and serve, or None for what the registry holds already.
     The demo detector's own name is filled from the package where the registry holds nothing of it.
+    committed, cache: what this machine served last; enough for a model without a source while the registry is down.
     say: called with one line for people. progress: called with a stage's name and the fraction done, 0 to 1.
 
     Raises ConversionError, ReleaseRejectedError, UnknownModelError or RegistryError, each in one sentence.
@@ -60,9 +64,16 @@ def stock(
     for model, source in sources.items():
         if source is not None:
             _stock_file(registry, model, source, say, progress)
-        elif registry_holds(registry, model):
             continue
-        elif model == demo.MODEL_NAME:
+        try:
+            if registry_holds(registry, model):
+                continue
+        except RegistryError:
+            if not _kept_here(model, committed, cache):
+                raise
+            say(f"the registry is unreachable; serving the last committed version of {model}")
+            continue
+        if model == demo.MODEL_NAME:
             _stock_demo(registry, say, progress)
         else:
             msg = (
@@ -80,6 +91,12 @@ def registry_holds(registry: Registry, model: str) -> bool:
         return False
 
 
+def _kept_here(model: str, committed: CommittedStore, cache: ReleaseCache) -> bool:
+    """Return whether this machine holds what the fleet committed last for ``model``, which a replica verifies."""
+    last = committed.load(model)
+    return last is not None and cache.get(last.digest) is not None
+
+
 def _stock_file(
     registry: Registry, model: str, source: str, say: Callable[[str], None], progress: Callable[[str, float], None]
 ) -> None:
@@ -93,9 +110,18 @@ def _stock_file(
 
 
 def _stock_demo(registry: Registry, say: Callable[[str], None], progress: Callable[[str, float], None]) -> None:
+    try:
+        measurements = [demo.metrics(number) for number in DEMO_VERSIONS]
+    except FileNotFoundError:
+        measurements = []
+    if not measurements or not all(demo.weights_path(number).is_file() for number in DEMO_VERSIONS):
+        msg = (
+            "the demo detector's weights are not installed here: name a model with --model NAME=FILE, or one that the "
+            "registry holds with --model NAME"
+        )
+        raise UnknownModelError(msg)
     say("first start: registering the demo detector, two versions")
-    for number in DEMO_VERSIONS:
-        measured = demo.metrics(number)
+    for number, measured in zip(DEMO_VERSIONS, measurements, strict=True):
         done = register(
             registry,
             demo.weights_path(number),

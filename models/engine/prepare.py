@@ -20,7 +20,7 @@ from models.types import Thresholds
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from numpy.typing import NDArray
 
@@ -34,6 +34,16 @@ SIGHT_CONF = 0.05
 MEASURE_BUDGET_S = 1.5
 WARM_BUDGET_S = 2.0
 """No further shape is warmed after this time; the rest follow when images of them arrive."""
+
+NETWORK = "model.onnx"
+WEIGHT_COPIES = 4
+RUNTIME_BYTES = 64 * 1024**2
+"""Together what a loaded release takes: the copies of its network's file, and activations and kernels on top.
+
+Measured as growth of the resident set on OpenVINO in bf16, common shapes warm, from the second release on: YOLO26n
+(9 MiB) 54 MiB on one lane, 86 to 101 MiB on two and on eight, estimated at 101; YOLO26m (78 MiB) 295 to 360 MiB on two,
+estimated at 376.
+"""
 
 
 class SightTest(Protocol):
@@ -64,7 +74,12 @@ class Preparer:
     _plan: Plan | None = None
 
     def prepare(
-        self, release: Release, serving: Release | None, warm_like: Session | None, abandoned: threading.Event
+        self,
+        release: Release,
+        serving: Release | None,
+        warm_like: Session | None,
+        abandoned: threading.Event,
+        resident: Collection[Release] = (),
     ) -> Session:
         """Return a session of ``release`` that is warm and sees.
 
@@ -73,14 +88,16 @@ class Preparer:
             serving: what serves now; handed to the sight test.
             warm_like: its session; the shapes that are warm in it are warmed here too.
             abandoned: set when nobody waits any more.
+            resident: what is loaded and stays so; it shares the memory budget with ``release``.
 
         Raises:
             ReleaseRejectedError: step ``load``, ``warm`` or ``golden``: these bytes may never serve.
-            ReleaseFaultError: the same steps: memory or the runtime failed; try again later.
+            ReleaseFaultError: the same steps: memory, its budget or the runtime failed; try again later.
             AbandonedError: ``abandoned`` was set.
 
         """
         with _step("load"):
+            self._check_memory(release, resident)
             session = self._load(release)
         try:
             with _step("warm"):
@@ -96,6 +113,23 @@ class Preparer:
             raise
         self._plan = session.plan
         return session
+
+    def _check_memory(self, release: Release, resident: Collection[Release]) -> None:
+        """Refuse a release whose estimate does not fit beside the others. Raises ReleaseFaultError.
+
+        Warm shapes are not counted: they may take half the budget, and give way to each other within it. Where the
+        runtime compiles each shape (fp32 on OpenVINO) the whole can therefore come to one and a half times the budget.
+        """
+        budget = 2 * self.shapes.budget
+        needed, held = estimate(release), sum(map(estimate, resident))
+        if needed + held > budget:
+            mib = 1024**2
+            msg = (
+                f"the version would take about {needed // mib} MiB beside {held // mib} MiB of those loaded, and the "
+                f"model's share of the memory budget is {budget // mib} MiB: raise STEELYARD_MEMORY_BUDGET_MB, which "
+                "all models of a replica share equally, and start the service again"
+            )
+            raise ReleaseFaultError(msg, step="load")
 
     def _load(self, release: Release) -> Session:
         if self._plan is not None:
@@ -133,6 +167,12 @@ class Preparer:
             raise ReleaseFaultError(str(error), step="golden") from error
         thresholds = Thresholds(conf=SIGHT_CONF, iou=release.thresholds.iou)
         return postprocess(output, placement, release.contract, thresholds)
+
+
+def estimate(release: Release) -> int:
+    """Return about how many bytes ``release`` takes once loaded, its warm shapes of their own left out."""
+    network = release.files.get(NETWORK)
+    return 0 if network is None else WEIGHT_COPIES * network.nbytes + RUNTIME_BYTES
 
 
 def _decode_golden(data: bytes) -> NDArray[np.uint8]:

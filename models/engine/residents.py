@@ -89,6 +89,7 @@ class Residents:
 
     async def _load(self, release: Release) -> Session:
         active = self.slots.active
+        kept = [each.release for each in (active, self.slots.previous) if each is not None]
         abandoned = self._abandoned = threading.Event()
         loading = asyncio.get_running_loop().run_in_executor(
             self._worker,
@@ -97,6 +98,7 @@ class Residents:
             None if active is None else active.release,
             None if active is None else active.session,
             abandoned,
+            kept,
         )
         try:
             session = await asyncio.shield(loading)

@@ -18,6 +18,8 @@ One actor reconciles the registry; every replica is a member that polls it; a le
 10. Ledger unreachable: hold on, ask again; after a limit refuse requests, never answer with old weights.
 11. Not held and the actor lost: serve on; nobody can commit without this replica.
 12. A failed preparation, or several deaths in the middle of it, reject the version; a transient failure waits.
+    The first attempt ever is bounded in the same way, by the replicas that were told to load it.
+13. A rollback never returns to a version that was itself rolled back from.
 
 ``fake_fleet.py`` runs all of it under a hostile scheduler and checks the promises after every event.
 """

@@ -102,7 +102,8 @@ def join_answer(state: State, now: float) -> Join | Refused | None:  # noqa: PLR
         return None
     match choose(state, now):
         case policy.Refuse(_, failure):
-            return Refused(failure)
+            # One that is tried again soon is worth waiting for; a start that fails counts against the deployment.
+            return Refused(failure) if failure.permanent else None
         case policy.Keep(note) if state.heard:
             return Refused(Failure("fetch", f"{note}: promote one with `steelyard promote`", permanent=False))
         case _:
@@ -132,7 +133,9 @@ def status(state: State, now: float) -> Status:
 
 def _condition(state: State, action: policy.Action) -> tuple[str, str | None, str]:
     if state.phase in ("idle", "abort") and isinstance(action, policy.Refuse):
-        return "rejected", action.failure.step, action.failure.reason
+        # Before the first commit, "rejected" tells whoever waits for the service that waiting is vain.
+        due = state.committed is None and not action.failure.permanent
+        return "starting" if due else "rejected", action.failure.step, action.failure.reason
     if state.committed is None:
         return "starting", _STEPS.get(state.phase), state.note
     if state.phase in ("hold", "commit"):

@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from models.rollout import policy
+from models.rollout import endings, policy
+from models.rollout import membership as members
 from models.rollout.messages import Attempt, Failure, Target
 from models.rollout.state import (
     Admit,
@@ -31,25 +32,23 @@ from models.rollout.state import (
     Fetch,
     Fetched,
     FetchFailed,
-    ForgetMember,
     MemberDied,
     MemberLeft,
     MemberRecorded,
     MoveAlias,
     Polled,
-    RecordMember,
     Recovered,
     RollbackAsked,
     SavePin,
     State,
     Tick,
+    TryTold,
     View,
 )
 
 if TYPE_CHECKING:
+    from models.rollout.endings import Step
     from models.rollout.messages import Report
-
-Step = tuple[State, tuple[Effect, ...]]
 
 
 def step(state: State, event: Event, now: float) -> Step:
@@ -72,12 +71,18 @@ def serving(state: State) -> Target | None:
 
 
 def choose(state: State, now: float) -> policy.Action:
-    """Return the policy's action; before the first commit, what an earlier service had committed comes first."""
-    if state.committed is None and state.restored is not None:
-        action = policy.next_action(None, None, state.rejections, policy.Pin(state.restored, ("", "")), now)
-        if isinstance(action, policy.Roll):
-            return action
-    return policy.next_action(state.desired, serving(state), state.rejections, state.pin, now)
+    """Return the policy's action; before the first commit, what an earlier service had committed comes first.
+
+    While that waits for its next try, the desired version is tried; once begun, it is not dropped for the other.
+    """
+    action = policy.next_action(state.desired, serving(state), state.rejections, state.pin, now)
+    if state.committed is not None or state.restored is None:
+        return action
+    rolls = isinstance(action, policy.Roll)
+    if rolls and state.target is not None and action == policy.Roll(state.target):
+        return action
+    first = policy.next_action(None, None, state.rejections, policy.Pin(state.restored, ("", "")), now)
+    return action if rolls and isinstance(first, policy.Refuse) else first
 
 
 def _take(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR0911, PLR0912 - one arm an event
@@ -96,8 +101,8 @@ def _take(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR091
         case FetchFailed(target, failure):
             if state.phase != "fetch" or target != state.target:
                 return state, ()
-            state, audited = _refuse(state, failure, now)
-            return _idle(state, now, note=failure.reason), audited
+            state, audited = endings.refuse(state, failure, now)
+            return endings.idle(state, now, note=failure.reason), audited
         case Claimed(attempt, outcome):
             return _claimed(state, attempt, outcome, now)
         case Decided(generation, verdict):
@@ -106,17 +111,16 @@ def _take(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR091
             return _committed(state, now) if verdict == "COMMIT" else _aborted(state, now)
         case Polled(report):
             return _polled(state, report, now), ()
-        case AdmitAsked():
-            return _admit(state, event, now)
+        case TryTold(replica, generation):
+            return members.told(state, replica, generation, now), ()
+        case AdmitAsked(replica):
+            return members.admit(members.returned(state, replica), event, now)
         case MemberRecorded(replica, in_charge):
-            return _recorded(state, replica, in_charge=in_charge)
+            return members.recorded(state, replica, in_charge=in_charge)
         case MemberDied(replica):
-            view = state.members.get(replica)
-            if view is None or view.died_at is not None:
-                return state, ()
-            return _with(state, replica, replace(view, died_at=now)), ()
+            return members.died(state, replica, now), ()
         case MemberLeft(replica):
-            return _without(state, replica)
+            return members.without(members.returned(state, replica), replica)
         case RollbackAsked(promotion):
             return _rollback(state, promotion)
 
@@ -152,9 +156,9 @@ def _desired(state: State) -> Step:
 
 def _rollback(state: State, promotion: str) -> Step:
     committed = state.committed
-    if committed is None or committed.previous is None:
+    if committed is None or committed.back is None:
         return state, ()
-    back = Target(committed.previous.version, committed.previous.digest, promotion)
+    back = Target(committed.back.version, committed.back.digest, promotion)
     if state.desired is not None:
         over = (state.desired.promotion, state.desired.version)
     else:
@@ -166,9 +170,18 @@ def _rollback(state: State, promotion: str) -> Step:
 def _claim(state: State, now: float) -> Step:
     if state.target is None:
         return state, ()
-    previous = serving(state) if state.committed is not None else state.restored_previous
-    attempt = Attempt(state.top + 1, state.incarnation, state.target, previous)
+    back = state.pin is not None and state.pin.target == state.target
+    attempt = Attempt(state.top + 1, state.incarnation, state.target, _before(state, state.target), back)
     return replace(state, phase="claim", since=now, attempt=attempt), (Claim(attempt),)
+
+
+def _before(state: State, target: Target) -> Target | None:
+    """Return what served before ``target`` will: of this cluster, or of the earlier service."""
+    restored = state.restored
+    if state.committed is not None or restored is None:
+        return serving(state)
+    same = (restored.version, restored.digest) == (target.version, target.digest)
+    return state.restored_previous if same else restored
 
 
 def _claimed(state: State, attempt: Attempt, outcome: str, now: float) -> Step:
@@ -179,7 +192,7 @@ def _claimed(state: State, attempt: Attempt, outcome: str, now: float) -> Step:
     state = replace(state, top=max(state.top, attempt.generation))
     if outcome == "lost":
         return _claim(replace(state, aborted=state.aborted | {attempt.generation}), now)
-    return replace(state, phase="bootstrap" if state.committed is None else "prepare", since=now), ()
+    return replace(state, phase="bootstrap" if state.committed is None else "prepare", since=now, trying={}), ()
 
 
 def _polled(state: State, report: Report, now: float) -> State:
@@ -187,54 +200,7 @@ def _polled(state: State, report: Report, now: float) -> State:
     if view is None or (view.report is not None and report.seq <= view.report.seq):
         return state
     # A report after the proof shows that the process still ran then: it needs a new proof.
-    return _with(state, report.replica, View(view.admitted, now, None, report))
-
-
-def _admit(state: State, asked: AdmitAsked, now: float) -> Step:  # noqa: PLR0911 - one return a case
-    replica = asked.replica
-    tried = state.attempt is not None and asked.generation == state.attempt.generation
-    if asked.failure is not None:
-        stale: tuple[Effect, ...] = (Admit(replica, "stale"),)
-        if state.phase == "bootstrap" and tried:
-            state, effects = _give_up(state, asked.failure, now)
-            return state, (*effects, *stale)
-        return state, stale
-    if state.committed is None:
-        if state.phase == "bootstrap" and tried:
-            return _enter(state, replica)
-        return state, (Admit(replica, "retry" if state.phase in ("boot", "commit", "abort") else "stale"),)
-    if asked.generation != state.committed.generation:
-        return state, (Admit(replica, "stale"),)
-    if state.phase in ("boot", "hold", "commit", "abort"):
-        return state, (Admit(replica, "retry"),)
-    view = state.members.get(replica)
-    if view is not None and view.admitted and view.died_at is None:
-        return state, (Admit(replica, "admitted"),)
-    return _enter(state, replica)
-
-
-def _enter(state: State, replica: str) -> Step:
-    if replica in state.joining:
-        return state, ()
-    # In the set before it is in the ledger: from this moment no HOLD can begin without this replica.
-    state = _with(state, replica, View())
-    return replace(state, joining=state.joining | {replica}), (RecordMember(replica),)
-
-
-def _recorded(state: State, replica: str, *, in_charge: bool) -> Step:
-    if not in_charge:
-        return replace(state, phase="deposed", attempt=None, target=None), (Depose(),)
-    view = state.members.get(replica)
-    if view is None:
-        return state, ()
-    state = _with(state, replica, replace(view, admitted=True))
-    if replica not in state.joining:
-        return state, ()
-    if state.committed is not None:
-        return replace(state, joining=state.joining - {replica}), (Admit(replica, "admitted"),)
-    if state.phase == "bootstrap" and state.attempt is not None:
-        return replace(state, phase="commit"), (Decide(state.attempt.generation, "COMMIT"),)
-    return state, ()
+    return members.with_view(state, report.replica, View(view.admitted, now, None, report))
 
 
 def _committed(state: State, now: float) -> Step:
@@ -246,7 +212,7 @@ def _committed(state: State, now: float) -> Step:
     pin = state.pin
     if pin is not None and pin.target == attempt.target:
         effects.append(MoveAlias(pin))
-    state = _idle(state, now, note="")
+    state = endings.idle(state, now, note="")
     return replace(
         state,
         committed=attempt,
@@ -264,58 +230,20 @@ def _aborted(state: State, now: float) -> Step:
     effects: list[Effect] = []
     if state.phase == "commit":
         # A replica's deadline passed first: every holder resumes the old generation; try again later.
-        state, audited = _missed(state, "a replica's hold ran out before the commit", now)
+        state, audited = endings.missed(state, "a replica's hold ran out before the commit", now)
         effects += audited
     if state.committed is None:
         effects += [Admit(r, "stale") for r in sorted(state.joining)]
         state = replace(state, joining=frozenset())
-    state = replace(_idle(state, now, note=state.note), aborted=state.aborted | {attempt.generation})
+    state = replace(endings.idle(state, now, note=state.note), aborted=state.aborted | {attempt.generation})
     return state, tuple(effects)
-
-
-def _idle(state: State, now: float, *, note: str) -> State:
-    return replace(state, phase="idle", since=now, attempt=None, target=None, note=note)
-
-
-def _missed(state: State, why: str, now: float) -> Step:
-    wait = min(state.timing.hold_backoff_cap_s, state.timing.hold_backoff_s * 2.0 ** min(state.hold_failures, 30))
-    state = replace(state, hold_failures=state.hold_failures + 1, not_before=now + wait, note=why)
-    if state.target is None:
-        return state, ()
-    return state, (Audit(state.target, "aborted", Failure("hold", why, permanent=False)),)
-
-
-def _refuse(state: State, failure: Failure, now: float) -> Step:
-    target, timing = state.target, state.timing
-    if target is None:
-        return state, ()
-    rejections = policy.reject(
-        state.rejections, target, failure, now=now, backoff_s=timing.backoff_s, cap_s=timing.backoff_cap_s
-    )
-    state = replace(state, rejections=rejections, note=failure.reason)
-    if target == state.restored:
-        state = replace(state, restored=None, restored_previous=None)
-    return state, (Audit(target, "rejected", failure),)
-
-
-def _give_up(state: State, failure: Failure, now: float) -> Step:
-    """Reject the target and abort its attempt."""
-    state, audited = _refuse(state, failure, now)
-    state, aborting = _abort(state, now)
-    return state, (*audited, *aborting)
-
-
-def _abort(state: State, now: float) -> Step:
-    if state.attempt is None:
-        return _idle(state, now, note=state.note), ()
-    return replace(state, phase="abort", since=now), (Decide(state.attempt.generation, "ABORT"),)
 
 
 def _advance(state: State, now: float) -> Step:
     """Make one transition that the state alone allows; return the same object where there is none."""
     for replica, view in state.members.items():
         if view.died_at is not None and now >= view.died_at + state.timing.death_margin_s:
-            buried, effects = _without(state, replica)
+            buried, effects = members.without(state, replica)
             return replace(buried, deaths=state.deaths + _died_preparing(state, view)), effects
     match state.phase:
         case "idle":
@@ -349,17 +277,18 @@ def _prepare(state: State, now: float) -> Step:  # noqa: PLR0911 - one return a 
     if state.target is not None and wanted != policy.Roll(state.target):
         note = Failure("prepare", "a newer promotion superseded it", permanent=False)
         audit = Audit(state.target, "superseded", note)
-        state, effects = _abort(replace(state, note="", not_before=0.0), now)
+        state, effects = endings.abort(replace(state, note="", not_before=0.0), now)
         return state, (audit, *effects)
+    if state.phase == "bootstrap":
+        return _bootstrap(state, now)
     if state.phase != "prepare" or state.attempt is None:
         return state, ()
     reports = _reports(state, state.attempt)
     failed = next((r for r in reports if r is not None and r.failure is not None), None)
     if failed is not None and failed.failure is not None:
-        return _give_up(state, failed.failure, now)
+        return endings.give_up(state, failed.failure, now)
     if state.deaths >= state.timing.max_deaths:
-        why = f"{state.deaths} replicas died while they prepared it"
-        return _give_up(state, Failure("load", why, permanent=True), now)
+        return endings.give_up(state, endings.deadly(state.deaths), now)
     fresh = all(
         v.admitted and v.died_at is None and v.seen is not None and now - v.seen <= state.timing.fresh_s
         for v in state.members.values()
@@ -369,7 +298,19 @@ def _prepare(state: State, now: float) -> Step:  # noqa: PLR0911 - one return a 
     if state.members and now - state.since > state.timing.prepare_timeout_s:
         late = sorted(m for m, r in zip(state.members, reports, strict=True) if r is None or r.phase != "prepared")
         why = f"{len(late) or 1} of {len(reports)} replicas did not prepare it in time; it is tried again later"
-        return _give_up(state, Failure("load", why, permanent=False), now)
+        return endings.give_up(state, Failure("load", why, permanent=False), now)
+    return state, ()
+
+
+def _bootstrap(state: State, now: float) -> Step:
+    # A replica that is being recorded has loaded it: that outweighs all that died or are late.
+    if state.joining:
+        return state, ()
+    if state.deaths >= state.timing.max_deaths:
+        return endings.give_up(state, endings.deadly(state.deaths), now)
+    if state.trying and now - min(state.trying.values()) > state.timing.prepare_timeout_s:
+        why = f"{len(state.trying)} starting replicas did not load it in time; it is tried again later"
+        return endings.give_up(state, Failure("load", why, permanent=False), now)
     return state, ()
 
 
@@ -381,8 +322,8 @@ def _hold(state: State, now: float) -> Step:
         return replace(state, phase="commit"), (Decide(state.attempt.generation, "COMMIT"),)
     if now - state.since >= state.timing.ack_fraction * state.timing.hold_deadline_s or not reports:
         held = sum(r is not None and r.phase == "holding" for r in reports)
-        state, audited = _missed(state, f"only {held} of {len(reports)} replicas held in time", now)
-        state, effects = _abort(state, now)
+        state, audited = endings.missed(state, f"only {held} of {len(reports)} replicas held in time", now)
+        state, effects = endings.abort(state, now)
         return state, (*audited, *effects)
     return state, ()
 
@@ -391,14 +332,3 @@ def _reports(state: State, attempt: Attempt) -> list[Report | None]:
     """Return each member's report where it is about ``attempt``, else None, in the members' order."""
     views = state.members.values()
     return [v.report if v.report is not None and v.report.attempt == attempt.key else None for v in views]
-
-
-def _with(state: State, replica: str, view: View) -> State:
-    return replace(state, members={**state.members, replica: view})
-
-
-def _without(state: State, replica: str) -> Step:
-    if replica not in state.members:
-        return state, ()
-    rest = {name: view for name, view in state.members.items() if name != replica}
-    return replace(state, members=rest, joining=state.joining - {replica}), (ForgetMember(replica),)

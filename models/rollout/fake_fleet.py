@@ -362,8 +362,12 @@ class FakeFleet:
                 self.mail.append(("directive", name, directive))
         found = answers.join_answer(actor.state, self.now) if actor.joiners else None
         if found is not None:
-            self.mail += [("joined", name, found) for name in sorted(actor.joiners)]
+            names = sorted(actor.joiners)
             actor.joiners.clear()
+            self.mail += [("joined", name, found) for name in names]
+            if isinstance(found, Join) and not found.decided:
+                for name in names:
+                    self.feed(actor, state.TryTold(name, found.attempt.generation))
 
     def fetch(self, actor: FakeActor) -> None:
         """Finish a download: mostly well, at times not."""
@@ -383,7 +387,7 @@ class FakeFleet:
     def prove_deaths(self) -> None:
         """Look every member up by name."""
         for actor in (self.actor, self.earlier):
-            for name in list(actor.state.members) if actor else ():
+            for name in [*actor.state.members, *actor.state.trying] if actor else ():
                 if name not in self.replicas or not self.replicas[name].listed:
                     self.feed(actor, state.MemberDied(name))  # type: ignore[arg-type]
 
@@ -575,6 +579,15 @@ class FakeFleet:
                 return True
         return False
 
+    def step_bootstrap(self) -> None:
+        """Let all messages and ledger programs through, with no replica ending its load."""
+        if self.actor is not None:
+            self.read_alias(self.actor)
+        self._drain()
+        for replica in self.replicas.values():
+            self.poll(replica)
+        self._drain()
+
     def go_on(self, rounds: int, *, silent: FakeReplica | None = None) -> None:
         """Let everything happen in a fair order, 0.05 s a round, but for a replica that sends nothing."""
         for _ in range(rounds):
@@ -616,12 +629,16 @@ class FakeFleet:
     def converged(self) -> bool:
         """Return whether every live replica serves what is desired, or the last good where that was refused."""
         actor = self.actor
-        if actor is None or actor.state.phase != "idle" or actor.state.committed is None:
-            # With nothing ever committed and only bad versions desired, refusing is all there is to do.
-            return actor is not None and self.alias.digest in BAD and bool(actor.state.rejections) and not self.commits
-        committed = actor.state.committed
+        if actor is None:
+            return False
         action = coordinator.choose(actor.state, self.now)
         refused = isinstance(action, policy.Refuse) and action.failure.permanent
+        if actor.state.phase != "idle" or actor.state.committed is None:
+            # With nothing ever committed and only bad or deadly versions desired, refusing is all there is to do.
+            deadly = refused and actor.state.deaths >= self.timing.max_deaths
+            bad = self.alias.digest in BAD and bool(actor.state.rejections)
+            return (bad or deadly) and not self.commits
+        committed = actor.state.committed
         live = [r for r in self.replicas.values() if r.gone_at is None]
         same = all(r.may_start and r.active == (committed.generation, committed.target.digest) for r in live)
         wanted = actor.state.pin.target.digest if actor.state.pin else self.alias.digest

@@ -211,6 +211,7 @@ def decode(text: str) -> Attempt:
             incarnation=int(raw["incarnation"]),
             target=Target(**raw["target"]),
             previous=None if previous is None else Target(**previous),
+            rollback=bool(raw.get("rollback", False)),
         )
     except (KeyError, TypeError, ValueError) as error:
         msg = "the ledger holds a record that this version cannot read; finish or remove the other deployment first"

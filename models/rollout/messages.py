@@ -32,13 +32,19 @@ class Attempt:
     """One claimed generation: the try to bring ``target`` to every member.
 
     generation: >= 1, never reused. incarnation: of the actor that claimed it, >= 1.
-    previous: what served when it was claimed, so that a rollback knows its target; None for the first.
+    previous: what served when it was claimed; None for the first. rollback: it was claimed for a rollback.
     """
 
     generation: int
     incarnation: int
     target: Target
     previous: Target | None = None
+    rollback: bool = False
+
+    @property
+    def back(self) -> Target | None:
+        """Return what a rollback of this attempt returns to: never a version that was itself rolled back from."""
+        return None if self.rollback else self.previous
 
     @property
     def key(self) -> tuple[int, int]:

@@ -107,6 +107,15 @@ def stands(pin: Pin, desired: Desired | None) -> bool:
     return (desired.promotion, desired.version) == pin.over or desired.promotion == pin.target.promotion
 
 
+def wanted(desired: Desired | None, rejections: Sequence[Rejection]) -> Target | None:
+    """Return the target that ``desired`` names, None where it names none or one that was refused for good."""
+    if desired is None or not desired.digest:
+        return None
+    target = Target(desired.version, desired.digest, desired.promotion)
+    rejection = find(rejections, target)
+    return None if rejection is not None and rejection.retry_at is None else target
+
+
 def find(rejections: Sequence[Rejection], target: Target) -> Rejection | None:
     """Return the rejection of exactly this content under this promotion, or None."""
     return next((r for r in rejections if r.target == target), None)

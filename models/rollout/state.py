@@ -51,6 +51,7 @@ class State:
     restored: what the durable record of an earlier service says was committed; loaded before the desired version.
     aborted: generations above the committed one whose decision is ABORT.
     joining: replicas whose admission waits for a durable record or the first commit.
+    trying: before the first commit, replicas that were told to load the attempt, and when.
     deaths, hold_failures: of members while ``last``, the target tried most recently, was prepared or held.
     """
 
@@ -64,6 +65,7 @@ class State:
     aborted: frozenset[int] = frozenset()
     members: Mapping[str, View] = field(default_factory=dict)
     joining: frozenset[str] = frozenset()
+    trying: Mapping[str, float] = field(default_factory=dict)
     desired: Desired | None = None
     heard: bool = False
     restored: Target | None = None
@@ -140,6 +142,14 @@ class Polled:
 
 
 @dataclass(frozen=True, slots=True)
+class TryTold:
+    """A starting replica was told to load an attempt that nobody has committed yet."""
+
+    replica: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class AdmitAsked:
     """A starting replica has loaded ``generation`` (failure None) or could not."""
 
@@ -183,8 +193,8 @@ class Tick:
 
 
 Event = (
-    Recovered | DesiredRead | Fetched | FetchFailed | Claimed | Decided | Polled | AdmitAsked | MemberRecorded
-    | MemberDied | MemberLeft | RollbackAsked | Tick
+    Recovered | DesiredRead | Fetched | FetchFailed | Claimed | Decided | Polled | TryTold | AdmitAsked
+    | MemberRecorded | MemberDied | MemberLeft | RollbackAsked | Tick
 )  # fmt: skip
 
 

@@ -10,9 +10,10 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _PARTIAL = ".partial-"
+STALE_S: Final = 3600.0
+"""Age after which a partial release is of a process that died while it wrote (seconds)."""
 
 
 class ReleaseCache:
@@ -88,9 +91,16 @@ class ReleaseCache:
         shutil.rmtree(grave, ignore_errors=True)
 
     def prune(self, keep: Collection[str]) -> list[str]:
-        """Drop every release whose digest is not in ``keep``; return the digests dropped."""
+        """Drop every release whose digest is not in ``keep``; return the digests dropped.
+
+        Partial releases go, too, once nobody can still be writing them.
+        """
         if not self._root.is_dir():
             return []
+        for partial in self._root.glob(f"{_PARTIAL}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - partial.stat().st_mtime > STALE_S:
+                    shutil.rmtree(partial, ignore_errors=True)
         dropped = [path.name for path in self._root.iterdir() if _DIGEST.match(path.name) and path.name not in keep]
         for digest in dropped:
             self.drop(digest)
@@ -136,6 +146,14 @@ class CommittedStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             _log.warning("the committed record of %s is unreadable and ignored: %s", model, error)
             return None
+
+    def records(self) -> list[Committed]:
+        """Return the last record of every model that ever served here, damaged ones left out. Raises OSError."""
+        if not self._root.is_dir():
+            return []
+        names = [path.stem for path in sorted(self._root.glob("*.json")) if not path.name.startswith(_PARTIAL)]
+        found = [self.load(name) for name in names if is_model_name(name)]
+        return [record for record in found if record is not None]
 
     def save(self, committed: Committed) -> None:
         """Replace the record durably. Raises ReleaseFaultError with step ``commit`` where the disk refuses."""

@@ -2,8 +2,9 @@
 
 The parent half, ``run_sandboxed``, starts this module in a scratch folder; the child half gives up what it does not
 need (``enter``) while it is still one thread, then imports the module that does the work and calls its ``main``.
-Protocol: the child writes one JSON object a line to its standard output, ``{"stage", "fraction"}`` for progress and at
-last ``{"result": {...}}`` or ``{"error": "one sentence"}``. Whatever it says is data to the parent, never code.
+Protocol: the child writes one JSON object a line to its standard output, first ``{"network": "isolated"|"shared"}``,
+then ``{"stage", "fraction"}`` for progress and at last ``{"result": {...}}`` or ``{"error": "one sentence"}``. Whatever
+it says is data to the parent, never code.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
+
+import psutil
 
 import models
 from models.errors import ConversionError
+from models.weights.child_output import Listener, read_until_end, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,11 +39,12 @@ DEADLINE_S = 600.0
 ADDRESS_SPACE_BYTES = 24 * 1024**3
 FILE_SIZE_BYTES = 2 * 1024**3
 OPEN_FILES = 512
-MAX_LINE = 8 * 1024 * 1024
 
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
+_PR_GET_DUMPABLE = 3
+_PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT")
 _NETWORK_VARIABLES = (
@@ -64,7 +70,8 @@ def run_sandboxed(
         request: what the child shall do; JSON.
         scratch: an existing folder; the child's working folder, home and temporary folder.
         progress: called with the stage's name and the fraction done, 0 to 1.
-        deadline_s: the child and all it started are killed afterwards.
+        deadline_s: afterwards the child, its process group and its descendants are killed. A process that has left
+            the group and lost its parent is not found; it is no longer listened to.
         online: leave the child the network: for fetching a file, never for opening one.
 
     Raises:
@@ -73,7 +80,8 @@ def run_sandboxed(
     """
     path = scratch / "request.json"
     path.write_text(json.dumps(request))
-    with (scratch / "child.log").open("wb") as log:
+    deadline = time.monotonic() + deadline_s
+    with _UNREADABLE, (scratch / "child.log").open("wb") as log:
         child = subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
             [sys.executable, "-P", "-m", __name__, module, str(path), "online" if online else "offline"],
             cwd=scratch,
@@ -83,28 +91,24 @@ def run_sandboxed(
             stderr=log,
             start_new_session=True,
         )
-    expired = threading.Event()
-
-    def expire() -> None:
-        expired.set()
-        _kill_group(child)
-
-    timer = threading.Timer(deadline_s, expire)
-    timer.daemon = True
-    timer.start()
-    try:
-        with child.stdout as stdout:  # type: ignore[union-attr] # a pipe was asked for
-            outcome = _listen(stdout, progress)
-        # Not reaped yet: until then neither its id nor its group's can name another process.
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    finally:
-        timer.cancel()
-        timer.join()
-        _kill_group(child)
-        child.wait()
+        listener = Listener(progress)
+        try:
+            with child.stdout as stdout:  # type: ignore[union-attr] # a pipe was asked for
+                for data in read_until_end(stdout, child.pid, deadline):
+                    listener.hear(data)
+            expired = not wait_until(child.pid, deadline)
+        finally:
+            _kill(child)
+            child.wait()
+    outcome = listener.outcome
+    if listener.network == "shared" and not online:
+        _log.warning(
+            "this host allows no network namespace, so the weights file was opened in a process that could reach the "
+            "network; register only files you trust here, or allow unprivileged user namespaces"
+        )
     if outcome is None:
         _log.warning("sandboxed child ended with %s: %s", child.returncode, _tail(scratch / "child.log"))
-        raise ConversionError(_explain(child.returncode, deadline_s, expired=expired.is_set()))
+        raise ConversionError(_explain(child.returncode, deadline_s, expired=expired))
     if "error" in outcome:
         _log.info("sandboxed child refused: %s", _tail(scratch / "child.log"))
         raise ConversionError(str(outcome["error"])[:500])
@@ -135,6 +139,8 @@ def enter(scratch: Path, *, online: bool = False) -> str:
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         # An orphan would go on burning cores for minutes after a Ctrl-C that hit only its parent.
         libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        # Only now: writing the user mapping above needs a process that may be looked into.
+        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     return "isolated" if isolated else "shared"
 
 
@@ -174,27 +180,46 @@ def _environment(scratch: Path, *, online: bool) -> dict[str, str]:
     }
 
 
-def _listen(stdout: IO[bytes], progress: Callable[[str, float], None] | None) -> dict[str, Any] | None:
-    """Read the child's lines up to its end; return the last message that is a result or an error."""
-    outcome: dict[str, Any] | None = None
-    while line := stdout.readline(MAX_LINE):
-        try:
-            message = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(message, dict):
-            continue
-        if isinstance(message.get("result"), dict) or isinstance(message.get("error"), str):
-            outcome = message
-        elif progress is not None and isinstance(message.get("stage"), str):
-            progress(message["stage"][:60], min(max(float(message.get("fraction", 0.0)), 0.0), 1.0))
-    return outcome
+class _Unreadable:
+    """While entered, nobody of this user can read this process's memory and environment; Linux only, thread-safe.
+
+    The child runs under the same user. Where it could not leave the network it shares the user namespace too, and then
+    ``/proc/<parent>/environ`` is open to it. Other processes of this user are not covered.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = 1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0 and sys.platform == "linux":
+                libc = ctypes.CDLL(None, use_errno=True)
+                self._before = libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
+                libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and sys.platform == "linux" and self._before == 1:
+                ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
-def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    # The child leads its own session, so its process group has its id and holds all that it started.
+_UNREADABLE = _Unreadable()
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    strays: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        strays = psutil.Process(child.pid).children(recursive=True)
+    # The child leads its own session, so its process group has its id and holds what did not leave it on purpose.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
+    for stray in strays:
+        with contextlib.suppress(psutil.Error):
+            stray.kill()
 
 
 def _tail(log: Path) -> str:
@@ -222,6 +247,7 @@ def _be_the_child(module: str, path: Path, *, online: bool) -> None:
 
     try:
         network = enter(path.parent, online=online)
+        say({"network": network})
         request = json.loads(path.read_text()) | {"network": network}
         main = importlib.import_module(module).main
         say({"result": main(request, lambda stage, done: say({"stage": stage, "fraction": done}))})

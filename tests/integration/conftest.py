@@ -8,6 +8,7 @@ from pathlib import Path
 # Test folders are no packages, so what they share is found beside them.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from coco import coco
 from running import service
 
-__all__ = ["service"]
+__all__ = ["coco", "service"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import psutil
 import pytest
 
 from models import demo
@@ -168,6 +169,11 @@ def stop(service: Service, *, within_s: float = 30.0) -> float:
             os.killpg(service.process.pid, signal.SIGKILL)
             raise
     return time.monotonic() - begun
+
+
+def running_ones(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Return those of ``processes`` that still run."""
+    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
 
 def audit(service: Service) -> list[dict[str, Any]]:

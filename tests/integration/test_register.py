@@ -30,14 +30,6 @@ if TYPE_CHECKING:
 NAMES = {0: "apple", 1: "pear", 2: "plum"}
 
 
-def shared(name: str) -> Path:
-    """Return a file of the shared folder, or skip."""
-    path = Path(os.environ.get("STEELYARD_SHARED", "../shared")) / "weights" / name
-    if not path.is_file():
-        pytest.skip(f"{name} is not in the folder named by STEELYARD_SHARED")
-    return path
-
-
 def fetched(registry: Any, model: str, version: str, folder: Path) -> Release:
     """Fetch and open a version as a replica would."""
     folder.mkdir()
@@ -61,15 +53,6 @@ def detector(release: Release) -> Callable[[bytes], Detections]:
         return postprocess(output, placement, release.contract, Thresholds(conf=0.05))
 
     return detect
-
-
-@pytest.fixture(scope="module")
-def coco() -> FakeRegistry:
-    """Return a registry that holds the two COCO checkpoints, as versions 1 (YOLO26n) and 2 (YOLOv8n) of ``coco``."""
-    registry = FakeRegistry()
-    for name in ("yolo26n-coco.pt", "yolov8n-coco.pt"):
-        assert register(registry, shared(name), model="coco").created
-    return registry
 
 
 @pytest.fixture(scope="module")
@@ -344,10 +327,13 @@ def test_coco_checkpoints_see_the_bus_and_its_people(
 
 
 @pytest.mark.shared
-def test_a_static_int8_export_is_served_at_its_own_size(tmp_path: Path) -> None:
+def test_a_static_int8_export_is_served_at_its_own_size(shared: Path, tmp_path: Path) -> None:
     """An .onnx of a fixed shape: dynamic is False, its goldens are what the file itself sees."""
+    source = shared / "weights" / "yolo26n-coco-int8-dynamic.onnx"
+    if not source.is_file():
+        pytest.skip(f"{source.name} is not in the folder that STEELYARD_SHARED names")
     registry = FakeRegistry()
-    register(registry, shared("yolo26n-coco-int8-dynamic.onnx"), model="int8")
+    register(registry, source, model="int8")
     release = fetched(registry, "int8", "1", tmp_path / "fetched")
     assert (release.contract.dynamic, release.contract.imgsz, release.contract.head) == (False, 640, "end2end")
     assert SAFETENSORS not in release.files

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import shlex
 import signal
 import socket
@@ -33,9 +32,6 @@ JPEG = {"Content-Type": "image/jpeg"}
 SAMPLE = json.loads(demo.SAMPLE_TRAY.with_suffix(".json").read_text())
 NEAR = 0.5
 """Least overlap (intersection over union) of a product that was put on the tray and the box that is its."""
-AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-"""Processes of Ray's that notice the death of their node only after a minute."""
-
 METRICS_LATENCY_S = 30.0
 """Time after which a count must show: replicas report to the node every few seconds."""
 
@@ -55,11 +51,6 @@ def overlap(first: list[float], second: dict[str, float]) -> float:
 def fits(product: dict[str, Any], found: dict[str, Any]) -> bool:
     """Return whether a box of an answer is that of a product that was put on the tray."""
     return bool(product["name"] == found["name"]) and overlap(product["box"], found["box"]) >= NEAR
-
-
-def running_ones(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Return those of ``processes`` that still run."""
-    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
 
 def everything_of(service: Service) -> list[psutil.Process]:
@@ -179,32 +170,9 @@ def test_sigterm_ends_every_process_within_ten_seconds(service: Service, tmp_pat
         running.stop(beside)
     assert folder is not None
     assert not folder.exists()
-    assert running_ones(processes) == []
+    assert running.running_ones(processes) == []
     assert processes_of(folder) == []
     assert not (beside.home / "service.json").exists()
-    assert service.detect()["images"][0]["results"]
-
-
-def test_a_service_killed_without_warning_leaves_no_process(tmp_path: Path, service: Service) -> None:
-    """The kernel ends what answers requests at once; Ray's idle agents are ended by the next start at the latest."""
-    home = tmp_path / "home"
-    killed = running.start(home, tmp_path / "first.log", "--model", f"tray={demo.weights_path(1)}")
-    folder = remembered_folder(home)
-    assert folder is not None
-    processes = everything_of(killed)[1:]
-    os.kill(killed.process.pid, signal.SIGKILL)
-    killed.process.wait(timeout=10)
-    deadline = time.monotonic() + 20.0
-    while {each.name() for each in running_ones(processes)} - AGENTS:
-        assert time.monotonic() < deadline, running_ones(processes)
-        time.sleep(0.2)  # the processes under test live in real time
-    again = running.start(home, tmp_path / "second.log", "--model", "tray")
-    try:
-        assert again.detect()["metadata"]["version"] == "1"
-        assert running_ones(processes) == []
-        assert not folder.exists()
-    finally:
-        running.stop(again)
     assert service.detect()["images"][0]["results"]
 
 

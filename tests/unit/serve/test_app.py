@@ -22,7 +22,14 @@ def test_replicas_share_the_machine() -> None:
     assert made.ray_actor_options["num_cpus"] == 1.0
     settings, threads, logs = made.init_args
     assert (threads, logs) == (1, None)
-    assert Settings(**settings) == Settings(replicas=2)
+    assert Settings(**settings) == Settings(replicas=2, home=Settings().root)
+
+
+def test_the_home_is_absolute_before_it_leaves_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each process has a working folder of its own, and all must find the same home."""
+    monkeypatch.chdir(tmp_path)
+    settings, _, _ = deployment(Settings(home=Path("state"))).init_args
+    assert settings["home"] == str(tmp_path / "state")
 
 
 def test_the_admin_key_is_not_handed_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:

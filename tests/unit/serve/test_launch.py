@@ -12,7 +12,7 @@ from models.errors import ConversionError, SettingsError
 from serve.cluster import PREFIX
 from serve.environment import token_path
 from serve.home import ServiceRecord, only_service, read_record, remember_folder, write_record
-from serve.launch import SIGNALS, _Background, _stop_signals, address, clear_leftovers, run
+from serve.launch import SIGNALS, _Background, _stop_signals, address, clear_leftovers, ready_deadline_s, run
 from serve.settings import Settings
 
 
@@ -29,6 +29,12 @@ from serve.settings import Settings
 def test_the_url_is_one_that_works_on_this_machine(host: str, url: str) -> None:
     """An address that means every interface is no address to connect to."""
     assert address(Settings(host=host, admin_key="k")) == url
+
+
+def test_models_that_are_prepared_in_turn_are_waited_for_in_turn() -> None:
+    """The second model begins when the first one is ready, and has as long."""
+    one, two = (Settings(models=models, prepare_timeout_s=100.0) for models in (("a",), ("a", "b")))
+    assert ready_deadline_s(two) == ready_deadline_s(one) + 100.0
 
 
 def test_a_home_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from models.errors import ReleaseFaultError, ReleaseRejectedError
+from models.errors import (
+    LedgerError,
+    RegistryError,
+    ReleaseFaultError,
+    ReleaseRejectedError,
+    SteelyardError,
+    UnavailableError,
+    UnknownModelError,
+)
 from models.rollout.ledger import FakeLedger
 from models.rollout.messages import Admission, Attempt, Directive, Failure, Join, PollReply, Refused, Report, Target
 from models.types import Thresholds
@@ -62,6 +70,7 @@ class FakeActor:
         self.attempt = Attempt(4, 1, Target("1", digest, "p1"))
         self.stock: dict[str, Files] = {digest: files}
         self.lost = False
+        self.raises: list[SteelyardError] = []
         self.answer: Join | Refused | None = Join(self.attempt, 1, decided=True)
         self.verdicts: list[Admission] = []
         self.asked: list[tuple[int, Failure | None]] = []
@@ -80,9 +89,11 @@ class FakeActor:
         return PollReply(None)
 
     async def committed(self, model: str, replica: str) -> Join | Refused | None:
-        """Return the answer."""
+        """Return the answer, after raising all that is to be raised."""
         assert (model, replica) == ("m", "r")
         self._check()
+        if self.raises:
+            raise self.raises.pop(0)
         return self.answer
 
     async def admit(self, model: str, replica: str, generation: int, failure: Failure | None) -> Admission:
@@ -302,5 +313,32 @@ def test_stopping_without_an_actor_takes_no_longer_than_its_deadline(tmp_path: P
         async with asyncio.timeout(5.0):
             await place.member.stop()
         assert place.engine.failing is not None
+
+    run(story())
+
+
+@pytest.mark.parametrize("error", [UnknownModelError("no model named m"), ReleaseRejectedError("odd", step="verify")])
+def test_an_answer_that_asking_again_cannot_change_ends_the_start_at_once(
+    tmp_path: Path, error: SteelyardError
+) -> None:
+    """The actor was reached and said no: no two minutes of asking again."""
+
+    async def story() -> None:
+        place = Place(tmp_path)
+        place.actor.raises = [error]
+        with pytest.raises(type(error), match=str(error)):
+            await place.member.start()
+
+    run(story())
+
+
+def test_an_actor_that_says_try_again_is_asked_again(tmp_path: Path) -> None:
+    """Its ledger or its registry may come back."""
+
+    async def story() -> None:
+        place = Place(tmp_path)
+        place.actor.raises = [UnavailableError("starting"), LedgerError("silent"), RegistryError("down")]
+        await place.member.start()
+        assert place.actor.raises == []
 
     run(story())

@@ -7,6 +7,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from models.errors import (
@@ -17,10 +18,11 @@ from models.errors import (
 )
 from models.rollout import ledger as rules
 from models.rollout.ledger import FakeLedger
+from models.rollout.messages import Join
 from models.rollout.state import Timing
 from models.types import Thresholds
 from models.weights import registry as tags
-from models.weights.cache import CommittedStore, ReleaseCache
+from models.weights.cache import Committed, CommittedStore, ReleaseCache
 from models.weights.fake_registry import FakeRegistry
 from models.weights.manifest import MANIFEST, ONNX, FileEntry, Manifest, Source
 from serve.audit import Audit
@@ -30,13 +32,14 @@ from serve.fake_time import run
 from serve.faults import FaultPoints
 from serve.member import Member
 from serve.reconciler import Parts, Reconciler
+from serve.rollout import prune
 from serve.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from models.rollout.messages import Admission, Failure, Join, PollReply, Refused, Report
+    from models.rollout.messages import Admission, Failure, PollReply, Refused, Report
 
 MODEL = "m"
 
@@ -76,6 +79,8 @@ class Fleet:
         self.digests = {str(n): _register(self.registry, folder / f"v{n}", n) for n in (1, 2, 3)}
         self.registry.promote(MODEL, "1", promotion="first", reason="test")
         self.settings = Settings(home=folder / "home", models=(MODEL,), poll_interval_s=1.0, allow_fault_injection=True)
+        self.cache = ReleaseCache(self.settings.cache)
+        self.depot: Depot | None = None
         self.ledger = FakeLedger()
         self.faults = FaultPoints(allowed=True)
         self.names: set[str] = set()
@@ -89,8 +94,10 @@ class Fleet:
     async def begin(self) -> None:
         """Begin a life of the actor."""
         self.lives += 1
-        cache, loop = ReleaseCache(self.settings.cache), asyncio.get_running_loop()
-        depot = Depot(self.registry, cache, share=dict, in_thread=_at_once, faults=self.faults)
+        loop = asyncio.get_running_loop()
+        self.depot = depot = Depot(
+            self.registry, self.cache, share=dict, in_thread=_at_once, in_registry_thread=_at_once, faults=self.faults
+        )
         self.reconciler = Reconciler(
             MODEL,
             Parts(
@@ -104,7 +111,7 @@ class Fleet:
                 in_thread=_at_once,
                 in_registry_thread=_at_once,
                 depose=self._depose,
-                on_commit=lambda: None,
+                tidy=self._tidy,
                 timing=Timing(),
                 poll_interval_s=1.0,
                 prepare_timeout_s=60.0,
@@ -168,6 +175,11 @@ class Fleet:
         path = self.settings.root / "audit" / "rollout.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def _tidy(self) -> None:
+        assert self.depot is not None
+        self.depot.keep_only(self.actor.wanted)
+        prune(self.cache, CommittedStore(self.settings.root), self.actor.wanted)
+
     def _depose(self) -> None:
         self.deposed += 1
 
@@ -180,8 +192,8 @@ class Fleet:
 
     async def committed(self, model: str, replica: str) -> Join | Refused | None:
         """See ActorPort."""
-        assert (model, bool(replica)) == (MODEL, True)
-        return await self.actor.join()
+        assert model == MODEL
+        return await self.actor.join(replica)
 
     async def admit(self, model: str, replica: str, generation: int, failure: Failure | None) -> Admission:
         """See ActorPort."""
@@ -235,7 +247,118 @@ def test_two_replicas_start_roll_forward_and_back(fleet: Fleet) -> None:
         ]
         record = CommittedStore(fleet.settings.root).load(MODEL)
         assert record is not None
-        assert (record.version, record.previous_version, record.pin) == ("1", "2", None)
+        assert (record.version, record.previous_version, record.pin) == ("1", None, None)
+        await fleet.crash()
+
+    run(story())
+
+
+def test_a_second_rollback_does_not_bring_the_bad_version_back(fleet: Fleet) -> None:
+    """While it is under way or not yet in the alias it is the same rollback; later it is refused; promoting works."""
+
+    async def story() -> None:
+        await fleet.begin()
+        await fleet.start("a")
+        await fleet.actor.promote("2", "", "x")
+        await fleet.until(fleet.all_on("2"))
+        fleet.faults.arm("actor.before_alias", "delay:5")
+        await asyncio.gather(fleet.actor.roll_back(20.0, "x"), fleet.actor.roll_back(20.0, "x"))
+        generation = fleet.actor.status()["generation"]
+        await fleet.actor.roll_back(20.0, "x")
+        await fleet.until(lambda: fleet.registry.desired(MODEL).version == "1")  # type: ignore[union-attr]
+        await asyncio.sleep(10.0)
+        with pytest.raises(ReleaseRejectedError, match="no earlier version of m to return to: version 1") as caught:
+            await fleet.actor.roll_back(20.0, "x")
+        assert caught.value.step == "rollback"
+        assert fleet.all_on("1")()
+        assert fleet.actor.status()["generation"] == generation == 3
+        await fleet.actor.promote("2", "", "x")
+        await fleet.until(fleet.all_on("2"))
+        await fleet.actor.roll_back(20.0, "x")
+        await fleet.until(fleet.all_on("1"))
+        await fleet.crash()
+
+    run(story())
+
+
+def test_a_refused_release_is_let_go_at_once(fleet: Fleet) -> None:
+    """Neither memory nor disk keeps it until the next commit; what serves, and what served before, stays."""
+
+    async def story() -> None:
+        await fleet.begin()
+        await fleet.start("a", v3=ReleaseRejectedError("it is blind", step="golden"))
+        await fleet.actor.promote("2", "", "x")
+        await fleet.until(fleet.all_on("2"))
+        await fleet.actor.promote("3", "", "x")
+        await fleet.until(lambda: fleet.actor.status()["state"] == "rejected")
+        await asyncio.sleep(1.0)
+        assert fleet.depot is not None
+        assert fleet.depot.held == {fleet.digests["1"], fleet.digests["2"]}
+        kept = {path.name for path in (fleet.settings.cache / "releases").iterdir()}
+        assert kept == {fleet.digests["1"], fleet.digests["2"]}
+        await fleet.crash()
+
+    run(story())
+
+
+def test_a_release_in_backoff_and_the_last_good_of_other_models_are_kept(fleet: Fleet) -> None:
+    """What is tried again soon is not fetched again, and a model that is not served now can come back."""
+
+    async def story() -> None:
+        stranger = "ef" * 32
+        fleet.cache.put(stranger, {"f": np.zeros(1, np.uint8)})
+        CommittedStore(fleet.settings.root).save(Committed("other", 3, "1", stranger))
+        await fleet.begin()
+        await fleet.start("a", v2=ReleaseFaultError("no memory", step="load"))
+        await fleet.actor.promote("2", "", "x")
+        await fleet.until(lambda: fleet.actor.status()["state"] == "rejected")
+        await asyncio.sleep(0.1)
+        assert fleet.depot is not None
+        assert fleet.digests["2"] in fleet.depot.held
+        assert fleet.cache.get(stranger) is not None
+        await fleet.crash()
+
+    run(story())
+
+
+def test_a_cold_start_survives_a_passing_failure_of_the_last_good_release(fleet: Fleet) -> None:
+    """The registry is down and the first replica runs out of memory: the release is tried again, not given up."""
+
+    async def story() -> None:
+        await fleet.begin()
+        await fleet.start("a")
+        await fleet.kill("a")
+        await asyncio.sleep(1.0)
+        await fleet.crash()
+        fleet.ledger.data.clear()
+        fleet.registry.down = True
+        await fleet.begin()
+        with pytest.raises(ReleaseFaultError, match="no memory"):
+            await fleet.start("b", v1=ReleaseFaultError("no memory", step="load"))
+        found = fleet.actor.status()
+        assert (found["state"], found["step"], found["reason"]) == ("starting", "load", "no memory")
+        await asyncio.wait_for(fleet.start("c"), 60.0)
+        await fleet.until(fleet.all_on("1"))
+        await fleet.crash()
+
+    run(story())
+
+
+def test_a_first_release_that_kills_every_replica_is_refused(fleet: Fleet) -> None:
+    """Processes that vanish while they load it: three are enough."""
+
+    async def story() -> None:
+        await fleet.begin()
+        for name in "abc":
+            fleet.names.add(name)
+            async with asyncio.timeout(30.0):
+                while not isinstance(await fleet.actor.join(name), Join):
+                    pass
+            fleet.names.discard(name)
+            await asyncio.sleep(2.0)
+        found = fleet.actor.status()
+        assert (found["state"], found["step"]) == ("rejected", "load")
+        assert found["reason"] == "3 replicas died while they prepared it"
         await fleet.crash()
 
     run(story())

@@ -1,17 +1,19 @@
 """One replica without Ray: real engines on the fake backend, fake members and a fake fleet."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from models.engine.backends.fake import FakeBackend
 from models.engine.engine import Engine
-from models.errors import ReleaseRejectedError, UnavailableError
+from models.errors import ReleaseRejectedError, UnavailableError, UnknownModelError
 from models.types import Contract, Release, Thresholds
 from models.weights.fake_registry import FakeRegistry
-from serve.replica import REFRESH_S, IdleClock, Replica
+from models.weights.registry import VersionInfo
+from serve.replica import MOST_REGISTRY_READS, REFRESH_S, REGISTRY_THREADS, IdleClock, Replica
 
 
 class FakeTime:
@@ -60,9 +62,13 @@ class FakeMember:
         self.doubt: str | None = None
         self.end = asyncio.Event()
         self.left = False
+        self.entered, self.running, self.gate = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.gate.set()
 
     async def start(self) -> None:
-        """Load and flip, or refuse."""
+        """Load and flip, or refuse; waits at ``gate``."""
+        self.entered.set()
+        await self.gate.wait()
         if self.refuse is not None:
             raise self.refuse
         await self._engine.prepare(release(self._model))
@@ -70,6 +76,7 @@ class FakeMember:
 
     async def run(self) -> None:
         """Go on until ``end`` is set."""
+        self.running.set()
         await self.end.wait()
 
     async def stop(self) -> None:
@@ -114,14 +121,17 @@ class Parts:
         self.engines = {model: Engine(backend) for model, backend in self.backends.items()}
         self.members = {model: FakeMember(engine, model) for model, engine in self.engines.items()}
         self.idle = {model: IdleClock(self.time.clock) for model in self.engines}
-        self.registry = FakeRegistry()
         self.refreshed = 0
-        self.replica = Replica(
+        self.replica = self.make(FakeRegistry())
+
+    def make(self, registry: FakeRegistry) -> Replica:
+        """Return a replica of these parts that reads ``registry``."""
+        return Replica(
             self.engines,
             self.members,
             self.idle,
             fleet=FakeFleet(),
-            registry=self.registry,
+            registry=registry,
             exposition=self.exposition,
             refresh=self.refresh,
             idle_check_s=60.0,
@@ -226,15 +236,99 @@ async def test_the_edge_reaches_fleet_registry_and_metrics(parts: Parts) -> None
     assert await parts.replica.metrics() == b"# HELP x\n"
 
 
-async def test_a_registry_that_does_not_answer_is_not_waited_for(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The route comes back with an error that says to ask again."""
-    answer = asyncio.Event()
+async def test_a_member_follows_its_fleet_while_the_next_model_is_still_prepared(parts: Parts) -> None:
+    """From its admission on a fleet's rollouts wait for the member; the next model's plan is measured undisturbed."""
+    first, second = parts.members["checkout"], parts.members["street"]
+    second.gate.clear()
+    starting = asyncio.create_task(parts.replica.start())
+    await asyncio.wait_for(asyncio.gather(first.running.wait(), second.entered.wait()), 10)
+    assert not second.running.is_set()
+    second.gate.set()
+    await asyncio.wait_for(starting, 10)
+    await asyncio.wait_for(second.running.wait(), 10)
 
-    async def slow(*_: Any) -> None:
-        await answer.wait()
 
+async def test_models_are_prepared_one_after_another(parts: Parts) -> None:
+    """Plans that are measured at once would be measured against each other."""
+    first, second = parts.members["checkout"], parts.members["street"]
+    first.gate.clear()
+    starting = asyncio.create_task(parts.replica.start())
+    await asyncio.wait_for(first.entered.wait(), 10)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not second.entered.is_set()
+    first.gate.set()
+    await asyncio.wait_for(starting, 10)
+
+
+class BlackHole(FakeRegistry):
+    """A registry whose answers do not come before ``open`` is set."""
+
+    def __init__(self) -> None:
+        """Hang from the start."""
+        super().__init__()
+        self.open = threading.Event()
+        self.asked = 0
+
+    def versions(self, model: str) -> list[VersionInfo]:
+        """Wait, then answer."""
+        self.asked += 1
+        assert self.open.wait(30)
+        return super().versions(model)
+
+
+async def test_a_registry_that_hangs_takes_no_thread_of_the_requests(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two reads may hang; further ones are refused at once, and decoding goes on beside them."""
+    monkeypatch.setattr("serve.replica.REGISTRY_DEADLINE_S", 0.05)
+    hole = BlackHole()
+    replica = parts.make(hole)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    try:
+        answers = await asyncio.gather(*(replica.versions("checkout") for _ in range(8)), return_exceptions=True)
+        assert {str(answer) for answer in answers} == {"The registry did not answer in time; ask again"}
+        assert hole.asked == REGISTRY_THREADS
+        with pytest.raises(UnavailableError, match="does not answer now"):
+            await replica.versions("checkout")
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "decoded"), 10) == "decoded"
+        await asyncio.wait_for(replica.stop(), 10)
+        assert hole.asked == REGISTRY_THREADS
+        with pytest.raises(UnavailableError):
+            await replica.versions("checkout")
+    finally:
+        hole.open.set()
+
+
+async def test_the_registry_is_read_again_once_it_answers(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that come back take the next reads."""
+    hole = BlackHole()
+    replica = parts.make(hole)
     with monkeypatch.context() as patched:
-        patched.setattr("serve.replica.asyncio.to_thread", slow)
-        patched.setattr("serve.replica.REGISTRY_DEADLINE_S", 0.01)
-        with pytest.raises(UnavailableError, match="did not answer in time"):
-            await parts.replica.versions("checkout")
+        patched.setattr("serve.replica.REGISTRY_DEADLINE_S", 0.05)
+        await asyncio.gather(*(replica.versions("checkout") for _ in range(2)), return_exceptions=True)
+    hole.open.set()
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await replica.versions("checkout")
+            except UnavailableError:
+                await asyncio.sleep(0.01)
+            except UnknownModelError:
+                break
+    await replica.stop()
+
+
+async def test_reads_that_wait_are_bounded(parts: Parts) -> None:
+    """A crowd that asks while the registry hangs is turned away, not kept."""
+    hole = BlackHole()
+    replica = parts.make(hole)
+    crowd = [asyncio.create_task(replica.versions("checkout")) for _ in range(MOST_REGISTRY_READS)]
+    try:
+        await asyncio.sleep(0)
+        with pytest.raises(UnavailableError, match="does not answer now"):
+            await replica.versions("checkout")
+    finally:
+        hole.open.set()
+        await asyncio.gather(*crowd, return_exceptions=True)
+    await replica.stop()

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from models import demo
-from models.errors import ConversionError, UnknownModelError
+from models.errors import ConversionError, RegistryError, UnknownModelError
+from models.weights.cache import Committed, CommittedStore, ReleaseCache
 from models.weights.fake_registry import FakeRegistry
 from models.weights.register import Registration, promote
 from models.weights.registry import PROMOTABLE_TAG, SOURCE_TAG, Registry
@@ -35,12 +37,24 @@ def _conversion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(module, "register", register)
     monkeypatch.setattr(demo, "metrics", lambda _: {"map50_95": 0.6, "map50": 0.9})
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for number in module.DEMO_VERSIONS:
+        (weights / f"checkout-{number}.pt").touch()
+    monkeypatch.setattr(demo, "weights_path", lambda number: weights / f"checkout-{number}.pt")
 
 
-def fill(registry: Registry, sources: dict[str, str | None]) -> list[str]:
-    """Stock ``registry`` and return the lines for people."""
+def fill(registry: Registry, sources: dict[str, str | None], home: Path = Path("nowhere")) -> list[str]:
+    """Stock ``registry`` and return the lines for people; ``home`` holds what was served last."""
     lines: list[str] = []
-    stock(registry, sources, say=lines.append, progress=lambda _stage, _done: None)
+    stock(
+        registry,
+        sources,
+        committed=CommittedStore(home),
+        cache=ReleaseCache(home / "cache"),
+        say=lines.append,
+        progress=lambda _stage, _done: None,
+    )
     return lines
 
 
@@ -99,6 +113,61 @@ def test_a_model_that_nobody_registered_is_refused_with_what_to_do() -> None:
     """One line names both ways out."""
     with pytest.raises(UnknownModelError, match=r"no production version of street: .*steelyard register FILE"):
         fill(FakeRegistry(), {"street": None})
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Path:
+    """Return a home in which a version of street was committed and lies in the cache."""
+    home = tmp_path / "home"
+    CommittedStore(home).save(Committed("street", 3, "2", "a" * 64))
+    ReleaseCache(home / "cache").put("a" * 64, {"manifest.json": np.zeros(3, np.uint8)})
+    return home
+
+
+def test_what_was_committed_last_serves_while_the_registry_is_down(served: Path) -> None:
+    """A restart needs no registry where this machine holds what it served before, and says so."""
+    registry = FakeRegistry()
+    registry.down = True
+    said = ["the registry is unreachable; serving the last committed version of street"]
+    assert fill(registry, {"street": None}, served) == said
+
+
+@pytest.mark.parametrize("lost", ["record", "release"])
+def test_without_record_or_release_an_unreachable_registry_ends_the_start(served: Path, lost: str) -> None:
+    """Nothing here could serve, so the registry's own error comes out."""
+    if lost == "record":
+        (served / "committed" / "street.json").unlink()
+    else:
+        ReleaseCache(served / "cache").drop("a" * 64)
+    registry = FakeRegistry()
+    registry.down = True
+    with pytest.raises(RegistryError):
+        fill(registry, {"street": None}, served)
+
+
+def test_a_file_cannot_be_registered_while_the_registry_is_down(served: Path) -> None:
+    """Whoever names a file wants that file, not what served before."""
+    registry = FakeRegistry()
+    registry.down = True
+    with pytest.raises(RegistryError):
+        fill(registry, {"street": "street.pt"}, served)
+
+
+@pytest.mark.parametrize("missing", ["weights", "metrics"])
+def test_a_demo_that_is_not_installed_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    """An image without the demo weights says which way to go instead of showing a traceback."""
+
+    def absent(_: int) -> dict[str, float]:
+        raise FileNotFoundError
+
+    if missing == "weights":
+        monkeypatch.setattr(demo, "weights_path", lambda _: Path("nowhere") / "checkout.pt")
+    else:
+        monkeypatch.setattr(demo, "metrics", absent)
+    registry = FakeRegistry()
+    with pytest.raises(UnknownModelError, match=r"not installed here: name a model with --model NAME=FILE"):
+        fill(registry, {"checkout": None})
+    assert registry.models() == []
 
 
 def _missing(folder: Path) -> str:

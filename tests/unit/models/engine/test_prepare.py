@@ -10,7 +10,7 @@ import pytest
 
 from models.engine.backends.backend import Plan
 from models.engine.backends.fake import FakeBackend
-from models.engine.prepare import SIGHT_CONF, AbandonedError, Preparer
+from models.engine.prepare import SIGHT_CONF, AbandonedError, Preparer, estimate
 from models.engine.warm import ShapeCache
 from models.errors import BackendError, ReleaseFaultError, ReleaseRejectedError
 from models.types import Detections, GoldenImage
@@ -159,6 +159,29 @@ def test_abandoned_work_frees_itself(make_release: Callable[..., Release]) -> No
     (session,) = fake.sessions
     assert session.closed
     assert work.shapes.shapes(session) == ()
+
+
+def heavy(make_release: Callable[..., Release], letter: str, mib: int) -> Release:
+    """Return a release whose network's file has that size."""
+    return make_release(letter, files={"model.onnx": np.empty(mib * 1024**2, np.uint8)})
+
+
+def test_a_release_over_the_memory_budget_is_not_loaded(make_release: Callable[..., Release]) -> None:
+    """It waits for more memory as a fault, with the way out, and what serves is not driven out of memory."""
+    fake = FakeBackend()
+    first, second = heavy(make_release, "a", 9), heavy(make_release, "b", 9)
+    room = (estimate(first) + estimate(second)) // 2
+    Preparer(fake, ShapeCache(room)).prepare(second, None, None, threading.Event(), [first])
+    with pytest.raises(ReleaseFaultError, match=r"about 100 MiB beside 100 MiB .*STEELYARD_MEMORY_BUDGET_MB") as caught:
+        Preparer(fake, ShapeCache(room - 1)).prepare(second, None, None, threading.Event(), [first])
+    assert (caught.value.step, len(fake.sessions)) == ("load", 1)
+
+
+def test_the_estimate_fits_what_was_measured(make_release: Callable[..., Release]) -> None:
+    """YOLO26n and YOLO26m, their networks of 9 and 78 MiB, took up to 101 and 360 MiB each."""
+    for size, measured in ((9, 101), (78, 360)):
+        assert 0.9 < estimate(heavy(make_release, "a", size)) / (measured * 1024**2) < 1.25
+    assert estimate(make_release()) == 0
 
 
 def test_blank_pictures_are_probed_too(make_release: Callable[..., Release]) -> None:

@@ -8,14 +8,15 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from models.engine.backends.fake import FakeBackend
 from models.engine.observe import NullObserver
-from models.engine.prepare import Preparer
+from models.engine.prepare import Preparer, estimate
 from models.engine.residents import Residents
 from models.engine.warm import COMPILE_AFTER, ShapeCache
-from models.errors import ReleaseRejectedError, UnavailableError
+from models.errors import ReleaseFaultError, ReleaseRejectedError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -38,9 +39,9 @@ class Gate:
 
 
 @asynccontextmanager
-async def residents_of(backend: FakeBackend) -> AsyncIterator[Residents]:
-    """Yield residents and close them."""
-    residents = Residents(Preparer(backend, ShapeCache(10**9)), NullObserver())
+async def residents_of(backend: FakeBackend, half: int = 10**9) -> AsyncIterator[Residents]:
+    """Yield residents and close them; ``half`` of the memory budget is for shapes (bytes)."""
+    residents = Residents(Preparer(backend, ShapeCache(half)), NullObserver())
     try:
         yield residents
     finally:
@@ -88,6 +89,22 @@ async def test_a_rejected_release_leaves_no_trace(make_release: Callable[..., Re
         assert (residents.slots.active.release.digest[0], residents.slots.candidate) == ("a", None)
         backend.finite = True
         await residents.prepare(make_release("b"))
+
+
+async def test_all_that_stays_loaded_counts_against_the_budget(make_release: Callable[..., Release]) -> None:
+    """Active and previous release stay beside a candidate; the old candidate does not."""
+    files = {"model.onnx": np.empty(1024**2, np.uint8)}
+    releases = {letter: make_release(letter, files=files) for letter in "abcd"}
+    backend = FakeBackend()
+    async with residents_of(backend, estimate(releases["a"])) as residents:
+        await residents.prepare(releases["d"])
+        for letter in "ab":
+            await residents.prepare(releases[letter])
+            residents.slots.flip(letter * 64, 1)
+        with pytest.raises(ReleaseFaultError) as caught:
+            await residents.prepare(releases["c"])
+        assert caught.value.step == "load"
+        assert residents.slots.find("b" * 64) is residents.slots.active
 
 
 async def test_cancelling_frees_what_was_loaded(make_release: Callable[..., Release]) -> None:

@@ -82,6 +82,7 @@ def test_a_replica_whose_record_is_on_its_way_is_told_nothing() -> None:
     assert directive_for(state, NAME, 0.0) is None
 
 
+_LATER = (Rejection(TWO, Failure("fetch", "the store is down", permanent=False), 9.0),)
 _REFUSED = (Rejection(TWO, Failure("verify", "a byte is lost", permanent=True), None),)
 
 
@@ -99,6 +100,8 @@ _REFUSED = (Rejection(TWO, Failure("verify", "a byte is lost", permanent=True), 
             Refused(Failure("fetch", "no version is promoted: promote one with `steelyard promote`", permanent=False)),
         ),
         (_state("idle", committed=None, rejections=_REFUSED), Refused(_REFUSED[0].failure)),
+        (_state("idle", committed=None, rejections=_LATER), None),
+        (_state("idle", committed=None, desired=None, restored=TWO, rejections=_LATER), None),
     ],
 )
 def test_the_table_of_answers_to_starting_replicas(state: State, expected: Join | Refused | None) -> None:
@@ -119,6 +122,8 @@ def test_the_table_of_answers_to_starting_replicas(state: State, expected: Join 
         (_state("boot", committed=None, desired=None), ("starting", None, None)),
         (_state("bootstrap", committed=None), ("starting", "load", None)),
         (_state("idle", committed=None, rejections=_REFUSED), ("rejected", "verify", "a byte is lost")),
+        (_state("idle", committed=None, rejections=_LATER), ("starting", "fetch", "the store is down")),
+        (_state("idle", rejections=_LATER), ("rejected", "fetch", "the store is down")),
     ],
 )
 def test_the_table_of_conditions(state: State, expected: tuple[str, str | None, str | None]) -> None:

@@ -36,6 +36,7 @@ from models.rollout.state import (
     SavePin,
     State,
     Tick,
+    TryTold,
 )
 from models.weights.registry import Desired
 
@@ -373,6 +374,85 @@ def test_a_restored_release_that_fails_gives_way_to_the_desired_one() -> None:
     run.feed(wants(TWO))
     audit, fetch = run.feed(FetchFailed(ONE, BUSY))
     assert (audit, fetch) == (Audit(ONE, "rejected", BUSY), Fetch(TWO))
+    assert run.feed(Tick(), at=5.0) == (), "what is under way is not dropped for it"
+    run.feed(Fetched(TWO))
+    assert run.state.attempt == Attempt(8, 2, TWO, ONE)
+    assert run.feed(FetchFailed(TWO, BUSY)) == ()
+
+
+def test_a_restored_release_survives_a_passing_failure_without_a_registry() -> None:
+    """Nothing is promoted as far as anyone knows: the last-good release is tried again after its backoff."""
+    run = Run(committed=None, restored=ONE, restored_previous=Target("0", "d0", ""), restored_generation=7)
+    assert run.feed(FetchFailed(ONE, BUSY)) == (Audit(ONE, "rejected", BUSY),)
+    assert run.state.restored == ONE
+    assert run.feed(Tick(), at=0.9) == ()
+    assert run.feed(Tick(), at=1.1) == (Fetch(ONE),)
+    (claim,) = run.feed(Fetched(ONE))
+    assert claim == Claim(Attempt(8, 2, ONE, Target("0", "d0", "")))
+    run.feed(Claimed(Attempt(8, 2, ONE, Target("0", "d0", "")), "won"))
+    run.feed(AdmitAsked("a", 8, BUSY))
+    run.feed(Decided(8, "ABORT"))
+    assert run.feed(Tick(), at=5.0) == (Fetch(ONE),)
+
+
+def test_a_restored_release_that_is_refused_for_good_is_forgotten() -> None:
+    """The same bytes will fail again."""
+    run = Run(committed=None, restored=ONE, restored_generation=7)
+    run.feed(FetchFailed(ONE, BLIND))
+    assert (run.state.restored, run.state.restored_previous) == (None, None)
+    assert run.feed(Tick(), at=1000.0) == ()
+
+
+def test_a_first_attempt_from_which_nobody_returns_is_tried_again_later() -> None:
+    """Starting replicas that hang: the attempt is given up for a while, with a reason."""
+    run = Run(committed=None)
+    run.prepare(ONE)
+    assert run.feed(Tick(), at=1000.0) == (), "nobody was there to try it"
+    run.feed(TryTold("a", 1))
+    run.feed(TryTold("a", 1), at=1100.0)
+    audit, decide = run.feed(Tick(), at=1121.0)
+    assert isinstance(audit, Audit)
+    assert audit.failure == Failure(
+        "load", "1 starting replicas did not load it in time; it is tried again later", permanent=False
+    )
+    assert decide == Decide(1, "ABORT")
+    run.feed(Decided(1, "ABORT"))
+    assert run.feed(Tick(), at=1122.1) == (Fetch(ONE),)
+
+
+def test_a_first_attempt_that_kills_replica_after_replica_is_refused_for_good() -> None:
+    """Deaths on the way count, also over several attempts; failures, successes and farewells are no deaths."""
+    run = Run(committed=None)
+    run.prepare(ONE)
+    for replica in "abcde":
+        run.feed(TryTold(replica, 1))
+    run.feed(TryTold("f", 9))
+    run.feed(MemberLeft("a"))
+    for replica in "abf":
+        run.feed(MemberDied(replica))
+    assert (run.state.deaths, run.state.phase) == (1, "bootstrap")
+    run.feed(AdmitAsked("c", 1, BUSY))
+    run.feed(Decided(1, "ABORT"))
+    run.feed(Tick(), at=1.1)
+    run.feed(Fetched(ONE))
+    run.feed(Claimed(Attempt(2, 2, ONE), "won"))
+    run.feed(TryTold("g", 2))
+    run.feed(TryTold("h", 2))
+    assert run.feed(MemberDied("g")) == ()
+    audit, decide = run.feed(MemberDied("h"))
+    assert audit == Audit(ONE, "rejected", Failure("load", "3 replicas died while they prepared it", permanent=True))
+    assert decide == Decide(2, "ABORT")
+
+
+def test_a_replica_that_has_loaded_the_first_attempt_outweighs_those_that_are_late() -> None:
+    """Its record is on the way to the ledger: nothing is given up meanwhile."""
+    run = Run(committed=None)
+    run.prepare(ONE)
+    run.feed(TryTold("a", 1))
+    run.feed(TryTold("b", 1))
+    run.feed(AdmitAsked("a", 1))
+    assert run.feed(Tick(), at=1000.0) == ()
+    assert run.feed(MemberRecorded("a", in_charge=True)) == (Decide(1, "COMMIT"),)
 
 
 # Rollback
@@ -386,8 +466,9 @@ def test_a_rollback_pins_flips_and_then_moves_the_alias() -> None:
     save, fetch = run.feed(RollbackAsked("r1"))
     assert (save, fetch) == (SavePin(pin), Fetch(pin.target))
     run.feed(Fetched(pin.target))
-    assert run.state.attempt == Attempt(5, 2, pin.target, ONE)
-    run.feed(Claimed(Attempt(5, 2, pin.target, ONE), "won"))
+    attempt = Attempt(5, 2, pin.target, ONE, rollback=True)
+    assert run.state.attempt == attempt
+    run.feed(Claimed(attempt, "won"))
     run.report("a", "prepared", 1)
     run.report("a", "holding", 2)
     assert MoveAlias(pin) in run.feed(Decided(5, "COMMIT"))
@@ -407,6 +488,17 @@ def test_a_rollback_with_nothing_before_does_nothing() -> None:
     """There is no version to return to."""
     run = Run("a", committed=Attempt(1, 1, ONE))
     assert run.feed(RollbackAsked("r1")) == ()
+
+
+def test_a_second_rollback_does_not_return_to_what_was_rolled_back_from() -> None:
+    """The bad version comes back by a promotion only, and a rollback of that knows its way again."""
+    back = Attempt(5, 2, Target("0", "d0", "r1"), ONE, rollback=True)
+    run = Run("a", committed=back)
+    assert back.back is None
+    assert run.feed(RollbackAsked("r2")) == ()
+    run.prepare(ONE)
+    assert run.state.attempt is not None
+    assert run.state.attempt.back == back.target
 
 
 # Lives of the actor

@@ -19,6 +19,7 @@ from models.rollout.policy import (
     find,
     next_action,
     reject,
+    wanted,
 )
 from models.weights.registry import Desired
 
@@ -118,3 +119,12 @@ def test_an_unreadable_pin_stands_for_nothing(text: str | None) -> None:
     """A damaged record leaves the alias in charge."""
     assert decode_pin(text) is None
     assert encode_pin(None) is None
+
+
+def test_what_is_wanted_is_what_may_still_come_to_serve() -> None:
+    """A refusal for good ends the wish, one that passes does not."""
+    assert wanted(None, ()) is None
+    assert wanted(wants(TWO), ()) == TWO
+    assert wanted(wants(TWO), (Rejection(TWO, DOWN, 9.0),)) == TWO
+    assert wanted(wants(TWO), (Rejection(TWO, BLIND, None),)) is None
+    assert wanted(Desired("m", "2", "", "ready", "p2"), ()) is None

@@ -152,3 +152,32 @@ def test_without_the_death_margin_a_dying_process_breaks_the_promise() -> None:
     fleet = _serving_fleet(frozenset({"no_death_margin"}))
     with pytest.raises(ViolationError, match="I7"):
         _promote_while_one_dies(fleet)
+
+
+def test_a_first_version_that_kills_its_replicas_is_refused_and_a_promotion_begins_anew() -> None:
+    """Three that vanish while they load it end the attempt, whatever else is under way; the fleet stays usable."""
+    fleet = FakeFleet(lambda n: n - 1, replicas=3)
+    while len(fleet.actor.state.trying if fleet.actor else ()) < 3:
+        fleet.step_bootstrap()
+    fleet.replicas.clear()
+    fleet.prove_deaths()
+    fleet.go_on(5)
+    assert fleet.events["rejected in load"] == 1
+    assert fleet.converged()
+    fleet.promote(2)
+    fleet.start_replica()
+    assert fleet.settle()
+    assert {replica.active for replica in fleet.replicas.values()} == {(2, "d2")}
+
+
+def test_a_first_attempt_that_hangs_is_given_up_and_tried_again() -> None:
+    """Replicas that neither load it nor die: nobody waits for them longer than a load may take."""
+    fleet = FakeFleet(lambda n: n - 1, replicas=2)
+    while len(fleet.actor.state.trying if fleet.actor else ()) < 2:
+        fleet.step_bootstrap()
+    for replica in fleet.replicas.values():
+        fleet.pause(replica)
+    fleet.advance(fleet.timing.prepare_timeout_s + 0.1)
+    assert fleet.events["rejected in load"] == 1
+    assert fleet.settle()
+    assert {digest for _, digest in (r.active for r in fleet.replicas.values() if r.active)} == {"d1"}

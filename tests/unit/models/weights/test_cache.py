@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -130,3 +132,29 @@ def test_a_model_name_cannot_be_a_path(tmp_path: Path) -> None:
     """The record's file is named by the model."""
     with pytest.raises(ReleaseRejectedError):
         CommittedStore(tmp_path).load("../m")
+
+
+def test_all_committed_records_are_listed(tmp_path: Path) -> None:
+    """Of every model that ever served here; a damaged one names nothing."""
+    store = CommittedStore(tmp_path)
+    assert store.records() == []
+    one, two = Committed("a.b", 1, "4", DIGEST), Committed("m", 2, "5", "cd" * 32, "4", DIGEST)
+    for record in (one, two, Committed("x", 1, "1", DIGEST)):
+        store.save(record)
+    (tmp_path / "committed" / "x.json").write_bytes(b"[1")
+    (tmp_path / "committed" / ".partial-1-m.json").write_bytes(b"")
+    assert store.records() == [one, two]
+
+
+def test_pruning_removes_what_a_dead_process_left_half_written(tmp_path: Path) -> None:
+    """A partial release older than an hour goes; one that may still be written stays."""
+    cache = ReleaseCache(tmp_path)
+    cache.put(DIGEST, {"model.onnx": np.zeros(3, np.uint8)})
+    old, fresh = (tmp_path / "releases" / f".partial-{name}" for name in ("old", "fresh"))
+    for folder in (old, fresh):
+        folder.mkdir()
+        (folder / "model.onnx").write_bytes(b"half")
+    past = time.time() - 3700.0
+    os.utime(old, (past, past))
+    assert cache.prune([DIGEST]) == []
+    assert (old.exists(), fresh.exists()) == (False, True)

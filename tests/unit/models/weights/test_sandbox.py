@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import socket
 import sys
 import textwrap
 import time
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from models.errors import ConversionError
 from models.weights import sandbox
+from models.weights.child_output import Listener
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,6 +108,99 @@ def test_a_grandchild_left_behind_is_killed(run: Callable[..., dict[str, Any]]) 
     while status.exists() and "State:\tZ" not in status.read_text():
         assert time.monotonic() < until, "the grandchild still runs"
         time.sleep(0.01)
+
+
+HOLD_THE_PIPE = """
+import os, stat, subprocess, sys, time
+pipe = []
+for number in range(3, 64):
+    try:
+        if stat.S_ISFIFO(os.fstat(number).st_mode):
+            pipe.append(number)
+    except OSError:
+        pass
+code = "import time; time.sleep(60)"
+subprocess.Popen([sys.executable, "-c", code, request["marker"]], start_new_session=True, pass_fds=pipe)
+"""
+"""Code that leaves a process of another session behind, with the end of the pipe on which the child answers."""
+
+
+def _processes_with(marker: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if marker in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def test_a_grandchild_of_another_session_does_not_hold_up_the_result(run: Callable[..., dict[str, Any]]) -> None:
+    """It keeps the protocol's pipe open and its group is not the child's: the child's end is the end."""
+    marker = f"steelyard-test-{uuid.uuid4().hex}"
+    body = f"{HOLD_THE_PIPE}\nreturn {{'held': len(pipe)}}"
+    started = time.monotonic()
+    try:
+        assert run(body, {"marker": marker}, deadline_s=40.0)["held"] >= 1
+        assert time.monotonic() - started < 30
+    finally:
+        for process in _processes_with(marker):
+            process.kill()
+
+
+def test_a_grandchild_of_another_session_ends_with_the_deadline(run: Callable[..., dict[str, Any]]) -> None:
+    """It has left the group that is killed and still must neither hold up the caller nor live on."""
+    marker = f"steelyard-test-{uuid.uuid4().hex}"
+    body = f"{HOLD_THE_PIPE}\ntime.sleep(60)"
+    started = time.monotonic()
+    try:
+        with pytest.raises(ConversionError, match="stopped after 3 s"):
+            run(body, {"marker": marker}, deadline_s=3.0)
+        assert time.monotonic() - started < 25
+        until = time.monotonic() + 10
+        while _processes_with(marker):
+            assert time.monotonic() < until, "the grandchild still runs"
+            time.sleep(0.05)
+    finally:
+        for process in _processes_with(marker):
+            process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_neither_side_can_be_looked_into_meanwhile(run: Callable[..., dict[str, Any]]) -> None:
+    """The child shares the user with its parent, whose environment may hold keys; afterwards all is as before."""
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(3, 0, 0, 0, 0) == 1
+    meanwhile: list[int] = []
+    body = """
+        import ctypes
+        progress("look", 0.5)
+        return {"child": ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)}
+    """
+    found = run(body, progress=lambda *_: meanwhile.append(libc.prctl(3, 0, 0, 0, 0)))
+    assert (found["child"], meanwhile) == (0, [0])
+    assert libc.prctl(3, 0, 0, 0, 0) == 1
+
+
+@pytest.mark.parametrize(("network", "warnings"), [("shared", 1), ("isolated", 0)])
+def test_a_host_without_network_isolation_is_told_of(
+    run: Callable[..., dict[str, Any]], caplog: pytest.LogCaptureFixture, network: str, warnings: int
+) -> None:
+    """Whoever registers a stranger's file must know that it was opened with the network in reach."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sandbox, "Listener", _hearing(network))
+        run("return {}")
+    assert len([each for each in caplog.records if "no network namespace" in each.message]) == warnings
+
+
+def _hearing(network: str) -> type[Listener]:
+    class Told(Listener):
+        """Has been told about the network already."""
+
+        def __init__(self, progress: Callable[[str, float], None] | None) -> None:
+            super().__init__(progress)
+            self.network = network
+
+    return Told
 
 
 def test_the_parents_secrets_do_not_reach_the_child(

@@ -128,6 +128,7 @@ def versions(registry: MlflowRegistry, tmp_path_factory: pytest.TempPathFactory)
     return found
 
 
+@pytest.mark.sample
 @pytest.mark.usefixtures("cluster")
 def test_the_ledger_lists_keys_as_they_were_written() -> None:
     """A member recorded under its actor's name, colons and all, is recovered under that name."""

@@ -1,0 +1,32 @@
+"""How a replica's threads and memory are shared out among the engines of its models."""
+
+from typing import Any
+
+import pytest
+
+from models.engine.backends.fake import FakeBackend
+from models.engine.engine import EngineSettings
+from serve import deployment
+from serve.deployment import engine_settings, make_engine
+from serve.settings import Settings
+
+
+@pytest.mark.parametrize(("models", "threads", "share"), [(1, 8, 8), (2, 8, 4), (3, 8, 2), (3, 2, 1)])
+def test_models_share_the_threads_and_the_memory(models: int, threads: int, share: int) -> None:
+    """Engines that each took everything would be in each other's way once all are busy."""
+    settings = Settings(models=tuple(f"m{number}" for number in range(models)), memory_budget_mb=1500)
+    limits = engine_settings(settings, threads)
+    assert (limits.threads, limits.memory_budget_mb) == (share, 1500 // models)
+
+
+def test_the_runtime_gets_no_more_threads_than_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share holds for decoding and for the network alike."""
+    asked: list[dict[str, Any]] = []
+
+    def select(name: str, **options: Any) -> FakeBackend:
+        asked.append({"name": name, **options})
+        return FakeBackend()
+
+    monkeypatch.setattr(deployment, "select_backend", select)
+    make_engine(Settings(backend="fake", precision="fp32"), EngineSettings(threads=3), None)  # type: ignore[arg-type]
+    assert asked == [{"name": "fake", "precision": "fp32", "threads": 3, "gpu": False}]
