@@ -18,7 +18,8 @@ serve: $(VENV)/.runtime ## Serve on http://127.0.0.1:8000 (MODEL=weights.pt, REP
 	@exec $(BIN)/steelyard serve $(if $(MODEL),--model "$(MODEL)") $(if $(REPLICAS),--replicas $(REPLICAS))
 
 test: $(VENV)/.dev ## Run the unit, integration and end-to-end tests
-	$(BIN)/pytest tests/unit tests/integration tests/e2e
+	$(BIN)/pytest -q -n auto tests/unit
+	$(BIN)/pytest tests/integration tests/e2e
 
 check: $(VENV)/.dev ## Lint, types, architecture, manifests
 	$(BIN)/ruff check .

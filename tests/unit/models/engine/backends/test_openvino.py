@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -134,3 +136,16 @@ def test_only_fp32_pays_for_shapes(release: Release) -> None:
         half = backend.load(release)
         half.warm((64, 96))
         assert (half.shape_cost((640, 640)), half._shapes) == (0, {})
+
+
+def test_signals_survive_the_end_of_a_backend(release: Release) -> None:
+    """The runtime outlives its backends: what it has set up for signals stays valid, and a signal is no crash."""
+    OpenVinoBackend(threads=1, precision="auto").load(release).close()
+    gc.collect()
+    seen: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: seen.append(number))
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == [signal.SIGUSR1]
