@@ -20,6 +20,7 @@ from models.rollout.messages import Directive, Failure, Join, PollReply, Refused
 from serve.alias import Alias
 from serve.books import Books
 from serve.programs import Programs
+from serve.supervision import end_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine
@@ -253,10 +254,7 @@ class Reconciler:
 
     async def stop(self) -> None:
         """End every task."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(list(self._tasks))
 
     # Effects
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Collection, Coroutine
     from typing import Any
 
 _log = logging.getLogger(__name__)
+
+CANCEL_AGAIN_S: Final = 0.1
+"""Time after which a task that goes on is cancelled once more (seconds)."""
 
 
 class Supervisor:
@@ -37,11 +39,23 @@ class Supervisor:
     async def stop(self) -> None:
         """End all tasks and wait for them; afterwards none counts as failed."""
         tasks, self._tasks = list(self._tasks.values()), {}
-        for task in tasks:
+        await end_tasks(tasks)
+
+
+async def end_tasks(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel ``tasks`` until each has ended, whatever it ends with.
+
+    Once is not enough: before Python 3.12 ``asyncio.wait_for`` swallows a cancellation that arrives together with the
+    result it waits for (CPython issue 86296), and the loop around it goes on.
+    """
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
             task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # looked at, so that nobody warns of it
 
 
 def _report(task: asyncio.Task[None]) -> None:

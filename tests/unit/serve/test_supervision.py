@@ -44,3 +44,24 @@ async def test_a_task_that_ends_is_named(work: object, caplog: pytest.LogCapture
     assert supervisor.failure() == "b has stopped"
     assert "must go on has ended" in caplog.text
     await supervisor.stop()
+
+
+async def test_a_swallowed_cancellation_is_repeated() -> None:
+    """A loop that loses one cancellation, as ``asyncio.wait_for`` can make it do, is ended all the same."""
+    lost: list[int] = []
+
+    async def deaf_once() -> None:
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if lost:
+                    raise
+                lost.append(1)
+
+    supervisor = Supervisor()
+    supervisor.start("deaf", deaf_once())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await supervisor.stop()
+    assert lost == [1]
