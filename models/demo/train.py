@@ -160,6 +160,7 @@ def slim(checkpoint: Path, target: Path) -> None:
     arguments = {key: content["train_args"][key] for key in _KEPT_ARGS} | {"data": "data.yaml", "model": "yolo26n.yaml"}
     content["model"].args = dict(arguments)
     keep_one_head(content["model"])
+    vars(content["model"]).pop("pt_path", None)  # where training continued from, on the machine that trained
     kept = {key: content[key] for key in ("model", "epoch", "date", "version", "license", "docs")}
     torch.save(kept | {"train_args": arguments}, target)
 
