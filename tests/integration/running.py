@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -90,8 +91,11 @@ class Service:
         """Return the process of the rollout actor, None while there is none."""
         folder = remembered_folder(self.home)
         assert folder is not None
-        found = [process.pid for process in processes_of(folder) if "RolloutActor" in " ".join(process.cmdline())]
-        return found[0] if found else None
+        for process in processes_of(folder):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may end while the list is read
+                if "RolloutActor" in " ".join(process.cmdline()):
+                    return process.pid
+        return None
 
     def arm(self, point: str, action: str) -> None:
         """Arm a fault point of the rollout."""
