@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     """Longest image side accepted (pixels)."""
 
     memory_budget_mb: int = Field(default=1500, ge=256)
-    """Memory that the releases and compiled shapes of one replica may take (MiB)."""
+    """Memory (MiB) for loaded releases, by estimate; past it one is refused. Warm fp32 shapes may add half as much."""
 
     poll_interval_s: float = Field(default=5.0, ge=0.1, le=3600.0)
     """Mean time between two reads of the production alias (seconds, jittered by a fifth)."""
