@@ -1,6 +1,6 @@
 """A Ray of our own on this machine: start it, connect, deploy, and end every process of it.
 
-It is started by ``ray start`` as a child process, so that it can come up while weights are still being registered, and
+It is started by a child process (``serve/head.py``), so that it can come up while this one imports and registers, and
 with an environment by which each of its processes is recognised. Ray is imported only inside functions: what it reads
 from the environment must stand there first.
 """
@@ -27,6 +27,7 @@ import psutil
 
 from models.errors import SettingsError, SteelyardError
 from serve.environment import BACKSTOP_S, ray_environment, serve_environment, token_path
+from serve.head import LAUNCHER_VARIABLE, HeadOptions, command
 from serve.ports import LOOPBACK, Ports, choose_ports
 from serve.settings import available_cores, load_settings
 
@@ -42,6 +43,7 @@ OBJECT_STORE_BYTES: Final = 512 * 1024 * 1024
 """Shared memory through which weights reach the replicas; taken from the machine only as far as it is used."""
 
 START_DEADLINE_S: Final = 60.0
+POLL_S: Final = 0.05
 SHUTDOWN_DEADLINE_S: Final = 4.5
 """Time in which the replicas must have answered what they hold when the service stops (seconds)."""
 
@@ -62,7 +64,7 @@ class LocalCluster:
     """One Ray on this machine. Use from the main thread: Linux ties the child's life to the thread that made it."""
 
     def __init__(self, settings: Settings, *, log: Path) -> None:
-        """Prepare nothing yet. ``log`` is the file that takes what ``ray start`` prints."""
+        """Prepare nothing yet. ``log`` is the file that takes what the starting child prints."""
         self._settings = settings
         self._log = log
         self._ports = choose_ports()
@@ -84,25 +86,21 @@ class LocalCluster:
         os.environ.update(ray_environment(self._settings, self.folder, self._ports))
         with self._log.open("wb") as log:
             self._ray = subprocess.Popen(  # noqa: S603 - our own Python, our own arguments
-                self._command(),
+                command(self._options()),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "STEELYARD_LAUNCHER": str(os.getpid())},
+                env={**os.environ, LAUNCHER_VARIABLE: str(os.getpid())},
             )
 
     def connect(self) -> None:
         """Wait until Ray answers and become its driver. Raises ClusterError."""
-        deadline = time.monotonic() + START_DEADLINE_S
-        while not _listens(self._ports.gcs):
-            self.check()
-            if time.monotonic() > deadline:
-                msg = f"Ray did not start within {START_DEADLINE_S:.0f} s: read {self._log}"
-                raise ClusterError(msg)
-            time.sleep(0.05)
         import ray  # noqa: PLC0415 - not before its environment stands
 
+        self._wait(lambda: _listens(self._ports.gcs), "Ray")
+        # Asked before its node is there, ray.init looks again only after a whole second.
+        self._wait(lambda: _has_node(self._ports.gcs), "Ray's node")
         logging.getLogger("ray").setLevel(logging.ERROR)
         try:
             ray.init(
@@ -150,9 +148,13 @@ class LocalCluster:
             raise ClusterError(msg) from error
 
     def deploy(self, application: Any) -> None:
-        """Hand ``application`` to Ray Serve and return without waiting for its replicas. Raises ClusterError."""
+        """Hand ``application`` to Ray Serve and return without waiting for its replicas. Raises ClusterError.
+
+        It waits for the controller that ``start_serve``, on another thread, has made, but not for HAProxy.
+        """
         from ray import serve  # noqa: PLC0415 - not before its environment stands
 
+        self._wait(_has_controller, "Ray Serve's controller")
         serve.run_many(
             [serve.RunTarget(application, name=APPLICATION, route_prefix="/")],
             wait_for_ingress_deployment_creation=False,
@@ -186,20 +188,24 @@ class LocalCluster:
             self._ray.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _command(self) -> list[str]:
-        ports = self._ports
-        return [
-            str(Path(sys.executable).with_name("ray")),
-            *("start", "--head", "--block", "--no-monitor", "--disable-usage-stats"),
-            *("--include-dashboard=false", "--include-log-monitor=false"),
-            *("--temp-dir", str(self.folder / "r")),
-            *("--port", str(ports.gcs)),
-            *("--metrics-export-port", str(ports.node_metrics)),
-            *("--dashboard-agent-listen-port", str(ports.agent)),
-            *("--min-worker-port", "0", "--max-worker-port", "0"),
-            *("--num-cpus", str(available_cores())),
-            *("--object-store-memory", str(OBJECT_STORE_BYTES)),
-        ]
+    def _wait(self, there: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + START_DEADLINE_S
+        while not there():
+            self.check()
+            if time.monotonic() > deadline:
+                msg = f"{what} did not start within {START_DEADLINE_S:.0f} s: read {self._log}"
+                raise ClusterError(msg)
+            time.sleep(POLL_S)
+
+    def _options(self) -> HeadOptions:
+        return HeadOptions(
+            folder=str(self.folder / "r"),
+            gcs_port=self._ports.gcs,
+            metrics_port=self._ports.node_metrics,
+            agent_port=self._ports.agent,
+            cores=available_cores(),
+            object_store_bytes=OBJECT_STORE_BYTES,
+        )
 
 
 def reason_of(message: str) -> str:
@@ -274,6 +280,25 @@ def _within(seconds: float, work: Callable[[], None]) -> None:
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(seconds)
+
+
+def _has_node(port: int) -> bool:
+    from ray._raylet import GcsClient  # type: ignore[attr-defined] # noqa: PLC0415 - not before its environment stands
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo  # noqa: PLC0415 - likewise
+
+    client = GcsClient(address=f"{LOOPBACK}:{port}")
+    return bool(client.get_all_node_info(timeout=START_DEADLINE_S, state_filter=GcsNodeInfo.GcsNodeState.ALIVE))
+
+
+def _has_controller() -> bool:
+    import ray  # noqa: PLC0415 - not before its environment stands
+    from ray.serve._private import constants  # noqa: PLC0415 - likewise
+
+    try:
+        ray.get_actor(constants.SERVE_CONTROLLER_NAME, namespace=constants.SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    return True
 
 
 def _listens(port: int) -> bool:

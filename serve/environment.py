@@ -28,6 +28,35 @@ BACKSTOP_S: Final = 10.0
 IDLE_CLIENT_S: Final = 60
 """Time a client may stay silent while the service waits for it (seconds)."""
 
+IDLE: Final = {
+    # Steps of Serve's controller, whose cost is in proportion: four a second take it a hundredth of a core.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
+    # Counts kept in a process are handed on ten times a second otherwise, and leave it every five seconds anyway.
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
+    # Ray's agent looks at every process of its node, for figures about the node alone.
+    "REPORTER_UPDATE_INTERVAL_MS": "15000",
+    # Ten times a second, otherwise, it sees whether its own main thread still runs.
+    "RAY_DASHBOARD_AGGREGATOR_AGENT_CHECK_MAIN_THREAD_LIVENESS_INTERVAL_SECONDS": "5",
+    # Memory rises slowly here: a release is refused past its budget long before a node is full.
+    "RAY_memory_monitor_refresh_ms": "1000",
+    # Whether the disk is full, ten times a second otherwise.
+    "RAY_local_fs_monitor_interval_ms": "5000",
+}
+"""What Ray does less often than by default, so that a service without requests rests."""
+
+ALONE: Final = {
+    # No other node waits to hear of this one's resources and objects.
+    "RAY_raylet_report_resources_period_milliseconds": "1000",
+    "RAY_gcs_pull_resource_loads_period_milliseconds": "10000",
+    "RAY_object_manager_timer_freq_ms": "1000",
+    "RAY_raylet_check_gc_period_milliseconds": "1000",
+    "RAY_kill_idle_workers_interval_ms": "2000",
+    # For Ray's dashboard, which does not run here: tasks, and the times of each handler of Ray's own loops.
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_event_stats": "0",
+}
+"""What a Ray of one node does less often or not at all on top of that."""
+
 
 def serve_environment(settings: Settings, folder: Path, ports: Ports) -> dict[str, str]:
     """Return the variables that every node of the service's Ray cluster needs.
@@ -58,7 +87,7 @@ def serve_environment(settings: Settings, folder: Path, ports: Ports) -> dict[st
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.replicas),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(min(ports.replicas + 1000, 65535)),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+        **IDLE,
         "RAY_metrics_report_interval_ms": "5000",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
@@ -73,11 +102,10 @@ def ray_environment(settings: Settings, folder: Path, ports: Ports) -> dict[str,
     """
     return {
         **serve_environment(settings, folder / "p", ports),
+        **ALONE,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path(folder)),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
-        "RAY_START_HOOK": "serve.start_hook.adjust",
         "RAY_DISABLE_IMPORT_WARNING": "1",
     }
 

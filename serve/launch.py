@@ -116,17 +116,20 @@ def _bring_up(settings: Settings, sources: Mapping[str, str | None], run: _Run, 
     )
 
     from serve.app import build_application  # noqa: PLC0415 - imports Ray Serve, whose environment stands only now
+    from serve.rollout import prepare  # noqa: PLC0415 - likewise
 
     cluster.connect()
     run.signals.install()  # Ray has put its own handler in place of ours
     cluster.check_gpus()
     stocking.raise_if_failed()
-    cluster.start_serve(logs=run.logs)
+    edge = _Background(lambda: cluster.start_serve(logs=run.logs))
     stocking.wait(cluster.check)
     run.announcer.clear()
 
     say("starting replicas")
+    prepare(settings)
     cluster.deploy(build_application(settings, cores=available_cores(), logs=run.logs, start_attempts=START_ATTEMPTS))
+    edge.wait(cluster.check)
 
     def check() -> None:
         cluster.check()
@@ -172,7 +175,7 @@ class _Background:
     def __init__(self, work: Callable[[], None]) -> None:
         self._work = work
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="steelyard-stock", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="steelyard-start", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:

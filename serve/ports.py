@@ -25,8 +25,6 @@ class Ports:
     """Prometheus exposition of the whole node, answered by Ray's agent."""
     agent: int = 52365
     """HTTP API of Ray's agent."""
-    dashboard_metrics: int = 44227
-    """Prometheus exposition of Ray's dashboard process."""
     haproxy_metrics: int = 9101
     """Prometheus exposition of HAProxy."""
     haproxy_stats: int = 8404

@@ -45,7 +45,8 @@ def wait_until_ready(
     deadline = clock() + deadline_s
     while True:
         status, body = fetch(f"{url}/healthz/ready")
-        rollouts = {model: fetch(f"{url}/v1/models/{model}/rollout")[1] for model in models}
+        # Before a replica answers, each request waits for it in vain until its own deadline.
+        rollouts = {model: fetch(f"{url}/v1/models/{model}/rollout")[1] for model in models} if status else {}
         if status == _OK:
             return [_phrase(model, rollout) for model, rollout in rollouts.items()]
         for model, rollout in rollouts.items():

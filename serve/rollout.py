@@ -245,6 +245,11 @@ async def connect(settings: Settings, deployment: str = DEPLOYMENT) -> RolloutCl
     return RolloutClient(handle, renew)
 
 
+def prepare(settings: Settings, deployment: str = DEPLOYMENT) -> None:
+    """Have the deployment's rollout actor made, and wait for nothing: the replicas then find it awake."""
+    _get_or_create(settings.model_copy(update={"admin_key": None}), deployment)
+
+
 def _get_or_create(settings: Settings, deployment: str) -> Any:
     actor = ray.remote(RolloutActor).options(
         name=actor_name(deployment),

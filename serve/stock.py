@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from models import demo
-from models.errors import ConversionError, RegistryError, UnknownModelError
+from models.errors import ConversionError, UnknownModelError
 from models.weights.register import promote, register
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def stock(
 
     sources: model name -> weights file to register, promote and serve, or None for what the registry holds already.
     The demo detector's own name is filled from the package where the registry holds nothing of it.
-    committed, cache: what this machine served last; enough for a model without a source while the registry is down.
+    committed, cache: what this machine served last; enough for a model without a source, without asking the registry.
     say: called with one line for people. progress: called with a stage's name and the fraction done, 0 to 1.
 
     Raises ConversionError, ReleaseRejectedError, UnknownModelError or RegistryError, each in one sentence.
@@ -65,13 +65,8 @@ def stock(
         if source is not None:
             _stock_file(registry, model, source, say, progress)
             continue
-        try:
-            if registry_holds(registry, model):
-                continue
-        except RegistryError:
-            if not _kept_here(model, committed, cache):
-                raise
-            say(f"the registry is unreachable; serving the last committed version of {model}")
+        # The rollout reads the registry anyway; asking here as well would take seconds, and it may be down.
+        if _kept_here(model, committed, cache) or registry_holds(registry, model):
             continue
         if model == demo.MODEL_NAME:
             _stock_demo(registry, say, progress)

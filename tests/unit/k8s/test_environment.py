@@ -41,9 +41,9 @@ def test_ray_variables_are_those_of_the_code(
     cluster.main()
     printed = dict(line.split("=", 1) for line in capsys.readouterr().out.splitlines())
 
-    ray = {name: value for name, value in data.items() if name.startswith("RAY_")}
+    ray = {name: value for name, value in data.items() if not name.startswith("STEELYARD_")}
     assert ray.pop(LAUNCHER) == "/usr/local/bin/steelyard-haproxy"
-    assert ray == {name: value for name, value in printed.items() if name.startswith("RAY_") and name != LAUNCHER}
+    assert ray == {n: value for n, value in printed.items() if not n.startswith("STEELYARD_") and n != LAUNCHER}
 
 
 def test_service_listens_where_the_manifests_say(data: dict[str, str]) -> None:

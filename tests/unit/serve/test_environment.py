@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.environment import find_launcher, ray_environment, serve_environment, token_path
+from serve.environment import ALONE, IDLE, find_launcher, ray_environment, serve_environment, token_path
 from serve.ports import Ports, choose_ports
 from serve.settings import Settings
 
@@ -54,6 +54,14 @@ def test_a_cluster_of_our_own_demands_a_token_and_stays_on_loopback(settings: Se
         not {"RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
         & serve_environment(settings, FOLDER, Ports()).keys()
     )
+
+
+def test_only_a_ray_of_one_node_keeps_its_resources_to_itself(settings: Settings) -> None:
+    """On a cluster of several nodes the others' schedulers wait for the reports; resting is for all."""
+    pod, alone = (make(settings, FOLDER, Ports()) for make in (serve_environment, ray_environment))
+    assert pod.items() >= IDLE.items()
+    assert alone.items() >= IDLE.items() | ALONE.items()
+    assert not pod.keys() & ALONE.keys()
 
 
 def test_haproxy_waits_longer_than_a_request_may_take() -> None:
