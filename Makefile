@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL ?=
 REPLICAS ?=
+PEERS ?=
 STEELYARD_SHARED ?= ../shared
 export STEELYARD_SHARED
 
@@ -34,8 +35,8 @@ faults: $(VENV)/.dev ## Run the long suite of injected faults
 faults-sample: $(VENV)/.dev ## Run the faults that CI samples
 	$(BIN)/pytest tests/faults -m sample
 
-bench: $(VENV)/.dev ## Measure rate and latency against a service of our own (minutes)
-	$(BIN)/python loadtest/closed_loop.py --serve --seconds 30
+bench: $(VENV)/.dev ## Compare with the raw engine and with other servers, five minutes (PEERS=fastapi,pytriton installs those)
+	$(BIN)/python loadtest/bench.py --quick $(if $(PEERS),--peers "$(PEERS)")
 
 demo: $(VENV)/.runtime ## Train the embedded demo detector again from nothing (about half an hour)
 	$(BIN)/python -m models.demo.train --out demo-weights
