@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import psutil
 import ray
 from ray import serve
 
 from models.engine.backends.select import select_backend
+from models.engine.decode import MIB
 from models.engine.engine import Engine, EngineSettings
 from models.errors import BackendError
 from models.weights.cache import ReleaseCache
@@ -39,6 +41,8 @@ NAME: Final = DEPLOYMENT
 HEALTH_PERIOD_S: Final = 5.0
 HEALTH_TIMEOUT_S: Final = 20.0
 DRAIN_LOOP_S: Final = 0.1
+RESERVE_MB: Final = 128
+"""Memory (MiB) of a replica's budget that neither releases nor warm shapes may take."""
 
 
 class _Observer(EngineObserver):
@@ -98,7 +102,7 @@ async def _build(settings: Settings, threads: int, sink: RaySink) -> Replica:
     metrics = EngineMetrics(sink)
     cache = ReleaseCache(settings.cache)
     name = ray.get_runtime_context().get_actor_name()
-    limits = engine_settings(settings, threads)
+    limits = engine_settings(settings, threads, taken=psutil.Process().memory_info().rss)
     idle = {model: IdleClock(time.monotonic) for model in settings.models}
     engines = {model: make_engine(settings, limits, _Observer(metrics, model, clock)) for model, clock in idle.items()}
     members = {
@@ -117,8 +121,11 @@ async def _build(settings: Settings, threads: int, sink: RaySink) -> Replica:
     )
 
 
-def engine_settings(settings: Settings, threads: int) -> EngineSettings:
+def engine_settings(settings: Settings, threads: int, *, taken: int) -> EngineSettings:
     """Return the knobs of each engine of a replica that may use ``threads`` >= 1 CPU threads in all.
+
+    ``taken`` is the memory (bytes) that the process takes before it loads anything; the engines share what is left of
+    the budget, but for what images in flight and the allocator's leftovers take.
 
     The models share threads and memory equally, with one thread each at least: all of them busy do not oversubscribe
     the cores, and a plan that was measured alone holds then too. The price is that a model which is busy alone leaves
@@ -133,14 +140,19 @@ def engine_settings(settings: Settings, threads: int) -> EngineSettings:
         max_bytes=settings.max_body_bytes,
         max_pixels=settings.max_pixels,
         max_side=settings.max_side,
-        memory_budget_mb=max(1, settings.memory_budget_mb // models),
+        memory_budget_mb=max(1, (settings.memory_budget_mb - RESERVE_MB - taken // MIB) // models),
     )
 
 
 def make_engine(settings: Settings, limits: EngineSettings, observer: EngineObserver) -> Engine:
     """Return an engine whose runtime uses no more threads than ``limits`` allow."""
     backend = select_backend(
-        settings.backend, precision=settings.precision, threads=limits.threads, gpu=settings.gpus > 0
+        settings.backend,
+        precision=settings.precision,
+        threads=limits.threads,
+        gpu=settings.gpus > 0,
+        gpu_share=settings.gpus or 1.0,
+        engines=settings.cache / "engines",
     )
     return Engine(backend, limits, sight_test=check_sight, observer=observer)
 

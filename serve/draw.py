@@ -7,6 +7,7 @@ import io
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from models.engine.decode import decode
 from models.errors import InvalidImageError, InvalidOptionError
 
 if TYPE_CHECKING:
@@ -51,13 +52,12 @@ def draw_boxes(image: bytes, boxes: Sequence[Box], *, name: str | PurePath) -> b
         InvalidOptionError: another suffix.
         InvalidImageError: ``image`` is not a picture.
     """
-    from PIL import Image, ImageDraw, ImageFont, ImageOps
+    from PIL import Image, ImageDraw, ImageFont
 
     encoder = picture_format(name)
     try:
-        with Image.open(io.BytesIO(image)) as opened:
-            canvas = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        canvas = Image.fromarray(decode(image))
+    except InvalidImageError:
         msg = "the file cannot be read as a picture, so nothing can be drawn on it; send a JPEG, PNG or WebP file"
         raise InvalidImageError(msg) from None
     short = min(canvas.size)

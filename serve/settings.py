@@ -50,11 +50,11 @@ class Settings(BaseSettings):
     cpus: float | None = Field(default=None, gt=0.0, le=256.0)
     """CPU cores a replica reserves and may use with all its threads; unset shares the machine's cores out."""
 
-    backend: Literal["auto", "openvino", "onnxruntime", "fake"] = "auto"
+    backend: Literal["auto", "openvino", "onnxruntime", "torch", "fake"] = "auto"
     """Runtime of the detector; ``auto`` takes OpenVINO on x86 CPUs and ONNX Runtime elsewhere and on GPUs."""
 
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the runtime; ``auto`` takes bf16 where the CPU has it."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the runtime; ``auto`` takes bf16 where the CPU has it, and fp16 on GPUs under TensorRT or torch."""
 
     lanes: int | None = Field(default=None, ge=1, le=64)
     """Runtime calls in flight at once; unset lets the warm-up measure it."""
@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     """Longest image side accepted (pixels)."""
 
     memory_budget_mb: int = Field(default=1500, ge=256)
-    """Memory (MiB) for loaded releases, by estimate; past it one is refused. Warm fp32 shapes may add half as much."""
+    """Memory (MiB) of a replica, by estimate: past it a release is refused, and shapes give way to one another."""
 
     poll_interval_s: float = Field(default=5.0, ge=0.1, le=3600.0)
     """Mean time between two reads of the production alias (seconds, jittered by a fifth)."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import math
 import time
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from models.errors import (
     BackendError,
@@ -30,6 +31,17 @@ if TYPE_CHECKING:
     from models.engine.backends.backend import Plan
 
 logger = logging.getLogger(__name__)
+
+
+CROWDED_S = 0.1
+"""Seconds after one item had to share the batcher with another in which none counts as alone."""
+
+
+class Lane(NamedTuple):
+    """Where a batch runs. number: 0 to lanes - 1; alone: one item that shares the batcher with no other."""
+
+    number: int
+    alone: bool = False
 
 
 class BatchLease(Protocol):
@@ -70,24 +82,24 @@ class Batcher(Generic[JobT, ResultT, LeaseT]):
     def __init__(
         self,
         lease: Callable[[], LeaseT | None],
-        run: Callable[[LeaseT, Sequence[JobT], int], Sequence[ResultT | Exception]],
+        run: Callable[[LeaseT, Sequence[JobT], Lane], Sequence[ResultT | Exception]],
         executor: Executor,
         *,
         max_queue: int,
         clock: Callable[[], float] = time.monotonic,
         started: Callable[[LeaseT, int, int], None] | None = None,
-        finished: Callable[[LeaseT, Sequence[JobT], float, BaseException | None], None] | None = None,
+        finished: Callable[[LeaseT, Sequence[JobT], Lane, float, BaseException | None], None] | None = None,
     ) -> None:
         """Make an empty batcher.
 
         Args:
             lease: takes a lease of what serves now, None when nothing does; called in the tick in which a batch starts.
             run: blocks on a thread of ``executor``: (lease, jobs, lane) -> one result or error a job, in order.
-            executor: has at least as many threads as the plans have lanes.
+            executor: has at least as many threads as the plans have workers.
             max_queue: most items that may wait, >= 1.
             clock: seconds, monotonic; deadlines are on it.
             started: told (lease, size, items still waiting).
-            finished: told (lease, jobs, seconds, error of the whole batch).
+            finished: told (lease, jobs, lane, seconds, error of the whole batch).
 
         """
         self._lease = lease
@@ -105,6 +117,7 @@ class Batcher(Generic[JobT, ResultT, LeaseT]):
         self._refusal: str | None = None
         self._closed = False
         self._pump_scheduled = False
+        self._crowded_until = -math.inf
 
     @property
     def queued(self) -> int:
@@ -142,6 +155,8 @@ class Batcher(Generic[JobT, ResultT, LeaseT]):
         now = self._clock()
         if now >= deadline:
             raise late()
+        if self._queued or self._running:
+            self._crowded_until = now + CROWDED_S
         loop = asyncio.get_running_loop()
         future: asyncio.Future[tuple[ResultT, float]] = loop.create_future()
         timer = loop.call_later(deadline - now, self._expire, future)
@@ -214,26 +229,32 @@ class Batcher(Generic[JobT, ResultT, LeaseT]):
         return taken
 
     def _start(self, lease: LeaseT, items: list[_Item[JobT, ResultT]]) -> None:
-        lane = next(number for number in count() if number not in self._running)
+        number = next(number for number in count() if number not in self._running)
         begun = self._clock()
+        # On arrival the next item may find a lane, so all threads are taken only where none is likely to come.
+        shares = len(items) > 1 or bool(self._running) or bool(self._queued)
+        alone = lease.plan.alone and not shares and begun >= self._crowded_until
+        lane = Lane(number, alone)
         for item in items:
             item.waited = begun - item.enqueued
         jobs = [item.job for item in items]
         try:
-            future = asyncio.get_running_loop().run_in_executor(self._executor, self._guarded, lease, jobs, lane)
+            future = asyncio.get_running_loop().run_in_executor(self._executor, self._guarded, lease, items, jobs, lane)
         except RuntimeError:  # the executor is shut down
             lease.end()
             for item in items:
                 _fail(item, UnavailableError("the service is shutting down; send the request again"))
             return
-        self._running[lane] = (future, items)
+        self._running[number] = (future, items)
         if self._started is not None:
             self._started(lease, len(items), self._queued)
         future.add_done_callback(lambda done: self._finish(lease, items, lane, begun, done))
 
     def _guarded(
-        self, lease: LeaseT, jobs: list[JobT], lane: int
+        self, lease: LeaseT, items: list[_Item[JobT, ResultT]], jobs: list[JobT], lane: Lane
     ) -> tuple[Sequence[ResultT | Exception], BaseException | None]:
+        if all(item.future.done() for item in items):  # while it waited for a thread
+            return [late()] * len(jobs), None
         # Returned, not raised: asyncio cannot carry every exception out of a thread (StopIteration, SystemExit).
         try:
             results = self._run(lease, jobs, lane)
@@ -247,11 +268,13 @@ class Batcher(Generic[JobT, ResultT, LeaseT]):
         self,
         lease: LeaseT,
         items: list[_Item[JobT, ResultT]],
-        lane: int,
+        lane: Lane,
         begun: float,
         done: _Done[ResultT],
     ) -> None:
-        del self._running[lane]
+        del self._running[lane.number]
+        if self._queued or self._running:
+            self._crowded_until = self._clock() + CROWDED_S
         lease.end()
         self._schedule_pump()
         results: Sequence[ResultT | Exception] = ()
@@ -270,7 +293,7 @@ class Batcher(Generic[JobT, ResultT, LeaseT]):
             elif not item.future.done():
                 item.future.set_result((outcome, item.waited))
         if self._finished is not None:
-            self._finished(lease, [item.job for item in items], self._clock() - begun, error)
+            self._finished(lease, [item.job for item in items], lane, self._clock() - begun, error)
 
     def _expire(self, future: asyncio.Future[tuple[ResultT, float]]) -> None:
         # The waiting caller wakes up and takes its item out of the queue; a running batch goes on without it.

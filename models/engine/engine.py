@@ -1,6 +1,7 @@
 """The engine: the request path of one model, and the releases it moves through.
 
 detect:  decode + letterbox (pool) -> queue -> batch, infer, postprocess (lane) -> Answer
+         queue -> decode + letterbox, infer, postprocess (lane) -> Answer, where lanes decode
 weights: prepare (worker) -> candidate -> hold -> flip -> resume; the old one stays as ``previous``
 """
 
@@ -10,25 +11,22 @@ import asyncio
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 import cv2
-import numpy as np
 
+from models.engine.admission import Door
 from models.engine.batch import Batcher, late
 from models.engine.canary import check_canary
-from models.engine.decode import MIB, DecodeLimits, decode
+from models.engine.decode import MIB, DecodeLimits
+from models.engine.detect import Detecting, Encoded
+from models.engine.forms import Form, FormCache
 from models.engine.observe import NullObserver
-from models.engine.postprocess import postprocess
 from models.engine.prepare import Preparer
-from models.engine.preprocess import letterbox
 from models.engine.residents import Residents
-from models.engine.warm import ShapeCache
 from models.errors import (
-    BackendError,
     InvalidOptionError,
-    OverloadedError,
     SteelyardError,
     UnavailableError,
 )
@@ -38,14 +36,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from numpy.typing import NDArray
-
     from models.engine.backends.backend import Backend
+    from models.engine.batch import Lane
+    from models.engine.detect import Job, Seen
     from models.engine.observe import Observer
     from models.engine.prepare import SightTest
-    from models.engine.preprocess import Placement
     from models.engine.slots import Lease
-    from models.types import Contract, Detections, Release, RequestContext, Thresholds
+    from models.types import Detections, Release, RequestContext
 
 MOST_LANES = 64
 CLOSE_GRACE_S = 10.0
@@ -63,7 +60,7 @@ class EngineSettings:
 
     lanes, max_batch: the plan; None lets the first preparation measure. max_queue: images that may wait, decoding
     included. threads: CPU threads for decoding. max_bytes, max_pixels, max_side: limits on one image.
-    memory_budget_mb: MiB for loaded networks and their warm shapes, half of it for the shapes.
+    memory_budget_mb: MiB for loaded networks and their warm shapes together.
     """
 
     lanes: int | None = None
@@ -74,27 +71,6 @@ class EngineSettings:
     max_pixels: int = 64_000_000
     max_side: int = 16_384
     memory_budget_mb: int = 1500
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Job:
-    """One decoded image. ``geometry`` is what of the contract shaped its tensor."""
-
-    tensor: NDArray[np.uint8]
-    placement: Placement
-    geometry: tuple[int, int, bool]
-    options: DetectOptions
-    decode_s: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Seen:
-    detections: Detections
-    release: Release
-    generation: int
-    thresholds: Thresholds
-    infer_s: float
-    post_s: float
 
 
 class Engine:
@@ -124,25 +100,31 @@ class Engine:
         self._observer: Observer = observer or NullObserver()
         self._clock = clock
         limits = self._settings
-        self._limits = DecodeLimits(limits.max_bytes, limits.max_pixels, limits.max_side)
-        shapes = ShapeCache(limits.memory_budget_mb * MIB // 2)
-        preparer = Preparer(backend, shapes, sight_test, limits.lanes, limits.max_batch, clock)
+        within = DecodeLimits(limits.max_bytes, limits.max_pixels, limits.max_side)
+        self._detecting = Detecting(within, self._check_open, clock)
+        forms = FormCache(limits.memory_budget_mb * MIB)
+        preparer = Preparer(backend, forms, sight_test, limits.lanes, limits.max_batch, clock)
         self._residents = Residents(preparer, self._observer, clock)
         self._slots = self._residents.slots
         self._decoders = ThreadPoolExecutor(limits.threads, thread_name_prefix="decode")
-        self._lanes = ThreadPoolExecutor(MOST_LANES, thread_name_prefix="lane")
+        workers = max(replace(plan, lanes=limits.lanes or plan.lanes).workers for plan in backend.plans())
+        self._lanes = ThreadPoolExecutor(min(workers, MOST_LANES), thread_name_prefix="lane")
         self._decoding = 0
+        self._door = Door(limits.max_queue, clock)
         # The door below counts decoding images too. The batcher's own limit lies higher, so that an image whose tensor
         # must be made anew after a flip never finds it shut.
-        self._batcher: Batcher[_Job, _Seen | None, Lease] = Batcher(
+        self._batcher: Batcher[Job | Encoded, Seen | None, Lease] = Batcher(
             self._slots.lease,
-            self._run,
+            self._detecting.run,
             self._lanes,
             max_queue=2 * limits.max_queue + MOST_LANES,
             clock=clock,
             started=self._batch_started,
             finished=self._batch_finished,
         )
+
+    def _check_open(self) -> None:
+        self._batcher.check_open()
 
     async def __aenter__(self) -> Self:
         """Start; nothing is loaded yet."""
@@ -174,21 +156,26 @@ class Engine:
         return answer
 
     async def _detect(self, data: bytes, options: DetectOptions, deadline: float) -> Answer:
-        self._check_door(options)
+        self._check_door(options, deadline)
         arrived = self._clock()
-        decode_s = 0.0
+        spent_s = 0.0
         while True:
-            job = await self._decode(data, options, deadline)
-            decode_s += job.decode_s
-            height, width = job.tensor.shape[:2]
-            seen, _ = await self._batcher.submit(job, (job.geometry, (height, width)), deadline)
+            if self._decoded_by_lanes():
+                encoded = Encoded(data, options, deadline)
+                seen, _ = await self._batcher.submit(encoded, Encoded, deadline)
+            else:
+                job = await self._decode(data, options, deadline)
+                spent_s += job.decode_s
+                height, width = job.tensor.shape[:2]
+                seen, _ = await self._batcher.submit(job, (job.geometry, (height, width)), deadline)
             if seen is not None:
                 break
             # A flip to a release of other geometry came between: the image needs another tensor.
+        decode_s = spent_s or seen.decode_s
         queue_s = self._clock() - arrived - decode_s - seen.infer_s - seen.post_s
         return Answer(
             detections=seen.detections,
-            shape=job.placement.original,
+            shape=seen.original,
             timings=Timings(1e3 * decode_s, 1e3 * max(queue_s, 0.0), 1e3 * seen.infer_s, 1e3 * seen.post_s),
             release=seen.release.ident,
             generation=seen.generation,
@@ -197,17 +184,21 @@ class Engine:
             thresholds=seen.thresholds,
         )
 
-    def _check_door(self, options: DetectOptions) -> None:
+    def _check_door(self, options: DetectOptions, deadline: float) -> None:
         self._batcher.check_open()
         names = self._serving().contract.names
         if options.classes and max(options.classes) >= len(names):
             msg = f"classes holds {max(options.classes)}, this model has the ids 0 to {len(names) - 1}; send those"
             raise InvalidOptionError(msg)
-        if self.queued >= self._settings.max_queue:
-            msg = f"{self.queued} images wait already, the limit is {self._settings.max_queue}; send it again later"
-            raise OverloadedError(msg)
+        active = self._slots.active
+        workers = 1 if active is None else active.session.plan.workers
+        self._door.check(self.queued, self._batcher.running, deadline, workers)
 
-    async def _decode(self, data: bytes, options: DetectOptions, deadline: float) -> _Job:
+    def _decoded_by_lanes(self) -> bool:
+        active = self._slots.active
+        return active is not None and active.session.plan.decodes
+
+    async def _decode(self, data: bytes, options: DetectOptions, deadline: float) -> Job:
         self._batcher.check_open()
         contract = self._serving().contract
         remaining = deadline - self._clock()
@@ -215,42 +206,13 @@ class Engine:
         try:
             async with asyncio.timeout(max(remaining, 0.0)):
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._decoders, self._make_job, data, options, contract, deadline)
+                return await loop.run_in_executor(
+                    self._decoders, self._detecting.make_job, data, options, contract, deadline
+                )
         except TimeoutError:
             raise late() from None
         finally:
             self._decoding -= 1
-
-    def _make_job(self, data: bytes, options: DetectOptions, contract: Contract, deadline: float) -> _Job:
-        self._batcher.check_open()
-        begun = self._clock()
-        if begun >= deadline:
-            raise late()
-        tensor, placement = letterbox(decode(data, self._limits), contract)
-        return _Job(tensor, placement, _geometry(contract), options, self._clock() - begun)
-
-    def _run(self, lease: Lease, jobs: Sequence[_Job], lane: int) -> list[_Seen | Exception | None]:
-        contract = lease.release.contract
-        if jobs[0].geometry != _geometry(contract):
-            return [None] * len(jobs)
-        begun = self._clock()
-        batch = jobs[0].tensor[None] if len(jobs) == 1 else np.stack([job.tensor for job in jobs])
-        outputs = lease.session.infer(batch, lane)
-        infer_s = self._clock() - begun
-        if len(outputs) != len(jobs):
-            msg = "the network answered another number of images than it was given; register the model again"
-            raise BackendError(msg)
-        return [self._see(lease, job, output, infer_s) for job, output in zip(jobs, outputs, strict=True)]
-
-    def _see(self, lease: Lease, job: _Job, output: NDArray[np.float32], infer_s: float) -> _Seen | Exception:
-        begun = self._clock()
-        release = lease.release
-        thresholds = job.options.thresholds(release.thresholds)
-        try:
-            found = postprocess(output, job.placement, release.contract, thresholds, job.options.classes)
-        except BackendError as error:
-            return error
-        return _Seen(found, release, lease.generation, thresholds, infer_s, self._clock() - begun)
 
     async def prepare(self, release: Release) -> None:
         """Load, warm and test ``release`` on a worker thread and make it the candidate.
@@ -351,12 +313,13 @@ class Engine:
     def _batch_started(self, lease: Lease, size: int, queued: int) -> None:
         self._observer.batch_started(lease.release.ident, size, queued)
 
-    def _batch_finished(self, lease: Lease, jobs: Sequence[_Job], seconds: float, error: BaseException | None) -> None:
+    def _batch_finished(
+        self, lease: Lease, jobs: Sequence[Job | Encoded], lane: Lane, seconds: float, error: BaseException | None
+    ) -> None:
         self._observer.batch_finished(lease.release.ident, len(jobs), seconds, error)
         if error is None:
-            height, width = jobs[0].tensor.shape[:2]
-            self._residents.warm_if_earned(lease.session, (height, width), len(jobs))
-
-
-def _geometry(contract: Contract) -> tuple[int, int, bool]:
-    return contract.imgsz, contract.stride, contract.dynamic
+            self._door.finished(len(jobs), seconds)
+            first = jobs[0]
+            shape = first.shape if isinstance(first, Encoded) else first.tensor.shape[:2]
+            if shape is not None:
+                self._residents.warm_if_earned(Form(lease.session, (shape[0], shape[1]), lane.alone), len(jobs))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from models.engine.backends.backend import Plan
 from models.engine.decode import DecodeLimits, decode
+from models.engine.forms import Form
 from models.engine.postprocess import postprocess
 from models.engine.preprocess import PAD_VALUE, letterbox
 from models.engine.warm import common_shapes, load_fastest
@@ -24,25 +24,26 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from models.engine.backends.backend import Backend, Session, Shape
-    from models.engine.warm import ShapeCache
+    from models.engine.backends.backend import Backend, Plan, Session
+    from models.engine.forms import FormCache
     from models.types import Detections, Release
 
 logger = logging.getLogger(__name__)
 
 SIGHT_CONF = 0.05
-MEASURE_BUDGET_S = 1.5
-WARM_BUDGET_S = 2.0
-"""No further shape is warmed after this time; the rest follow when images of them arrive."""
+MEASURE_BUDGET_S = 3.0
+WARM_BUDGET_S = 0.5
+"""No further shape is warmed after this time when nothing serves yet; the rest follow when images of them arrive."""
+WARM_BESIDE_S = 20.0
+"""The same while another release serves: nobody waits then, and after the flip nobody should."""
 
 NETWORK = "model.onnx"
 WEIGHT_COPIES = 4
-RUNTIME_BYTES = 64 * 1024**2
+RUNTIME_BYTES = 128 * 1024**2
 """Together what a loaded release takes: the copies of its network's file, and activations and kernels on top.
 
-Measured as growth of the resident set on OpenVINO in bf16, common shapes warm, from the second release on: YOLO26n
-(9 MiB) 54 MiB on one lane, 86 to 101 MiB on two and on eight, estimated at 101; YOLO26m (78 MiB) 295 to 360 MiB on two,
-estimated at 376.
+Measured as growth of the resident set on OpenVINO in bf16 with two streams: YOLO26n (10 MiB) 60 MiB when loaded, and
+another 80 to 165 MiB once images of 20 shapes have run through the form for every size, whose kernels are kept.
 """
 
 
@@ -66,7 +67,7 @@ class Preparer:
     """
 
     backend: Backend
-    shapes: ShapeCache
+    forms: FormCache
     sight_test: SightTest | None = None
     lanes: int | None = None
     max_batch: int | None = None
@@ -99,6 +100,7 @@ class Preparer:
         with _step("load"):
             self._check_memory(release, resident)
             session = self._load(release)
+            self.forms.hold(session, estimate(release))
         try:
             with _step("warm"):
                 self._warm(session, release, warm_like, abandoned)
@@ -108,19 +110,15 @@ class Preparer:
                     self.sight_test(release, lambda data: self._look(session, release, data, abandoned), serving)
             _stop_if(abandoned)
         except BaseException:
-            self.shapes.drop(session)
+            self.forms.drop(session)
             session.close()
             raise
         self._plan = session.plan
         return session
 
     def _check_memory(self, release: Release, resident: Collection[Release]) -> None:
-        """Refuse a release whose estimate does not fit beside the others. Raises ReleaseFaultError.
-
-        Warm shapes are not counted: they may take half the budget, and give way to each other within it. Where the
-        runtime compiles each shape (fp32 on OpenVINO) the whole can therefore come to one and a half times the budget.
-        """
-        budget = 2 * self.shapes.budget
+        """Refuse a release whose estimate does not fit beside the others, else make room. Raises ReleaseFaultError."""
+        budget = self.forms.budget
         needed, held = estimate(release), sum(map(estimate, resident))
         if needed + held > budget:
             mib = 1024**2
@@ -130,30 +128,39 @@ class Preparer:
                 "all models of a replica share equally, and start the service again"
             )
             raise ReleaseFaultError(msg, step="load")
+        self.forms.make_room(needed)
 
     def _load(self, release: Release) -> Session:
         if self._plan is not None:
             return self.backend.load(release, self._plan)
-        plans = [Plan(self.lanes or plan.lanes, self.max_batch or plan.max_batch) for plan in self.backend.plans()]
+        plans = [
+            replace(plan, lanes=self.lanes or plan.lanes, max_batch=self.max_batch or plan.max_batch)
+            for plan in self.backend.plans()
+        ]
         return load_fastest(self.backend, release, dict.fromkeys(plans), budget_s=MEASURE_BUDGET_S, clock=self.clock)
 
     def _warm(self, session: Session, release: Release, warm_like: Session | None, abandoned: threading.Event) -> None:
         contract = release.contract
-        wanted: dict[Shape, NDArray[np.uint8]] = {}
+        wanted: dict[Form, NDArray[np.uint8]] = {}
         for image in release.golden:
             tensor, _ = letterbox(_decode_golden(image.data), contract)
-            wanted.setdefault((tensor.shape[0], tensor.shape[1]), tensor)
-        likely = common_shapes(contract) if warm_like is None else self.shapes.shapes(warm_like)
-        for shape in likely:
-            if all(side % contract.stride == 0 and side <= contract.imgsz for side in shape):
-                wanted.setdefault(shape, np.full((*shape, 3), PAD_VALUE, np.uint8))
-        end = self.clock() + WARM_BUDGET_S
-        for number, (shape, tensor) in enumerate(wanted.items()):
+            wanted.setdefault(Form(session, (tensor.shape[0], tensor.shape[1])), tensor)
+        inherited = () if warm_like is None else self.forms.inherit(session, warm_like)
+        likely = [
+            form
+            for form in inherited
+            if all(side % contract.stride == 0 and side <= contract.imgsz for side in form.shape)
+        ]
+        # Something must run, or nobody would notice that the network answers nonsense.
+        for form in likely or (Form(session, shape) for shape in common_shapes(contract)):
+            wanted.setdefault(form, np.full((*form.shape, 3), PAD_VALUE, np.uint8))
+        end = self.clock() + (WARM_BUDGET_S if warm_like is None else WARM_BESIDE_S)
+        for number, (form, tensor) in enumerate(wanted.items()):
             _stop_if(abandoned)
             if number and self.clock() > end:
                 break
-            self.shapes.warm(session, shape)
-            if not np.isfinite(session.infer(tensor[None], 0)).all():
+            self.forms.warm(form)
+            if not np.isfinite(session.infer(tensor[None], 0, alone=form.alone)).all():
                 msg = "the network answers NaN or infinity: its weights are damaged; promote another version"
                 raise ReleaseRejectedError(msg, step="warm")
 

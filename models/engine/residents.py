@@ -16,7 +16,8 @@ from models.errors import UnavailableError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from models.engine.backends.backend import Session, Shape
+    from models.engine.backends.backend import Session
+    from models.engine.forms import Form
     from models.engine.observe import Observer
     from models.engine.prepare import Preparer
     from models.engine.slots import Lease
@@ -28,7 +29,7 @@ CLOSING = "the service is shutting down; send the request again"
 
 
 class Residents:
-    """Owns slots, warm shapes and the one thread on which sessions are made, warmed and closed.
+    """Owns slots, warm forms and the one thread on which sessions are made, warmed and closed.
 
     Its methods belong to one event loop's thread.
     """
@@ -64,17 +65,23 @@ class Residents:
             self.slots.offer(release, session)
             self._observer.prepared(release.ident, self._clock() - begun)
 
-    def warm_if_earned(self, session: Session, shape: Shape, images: int) -> None:
-        """Count ``images`` of ``shape``; warm it in the background once it has come often enough."""
-        if self._closed or not self._preparer.shapes.note(session, shape, images):
+    def warm_if_earned(self, form: Form, images: int) -> None:
+        """Count ``images`` on ``form``; make it in the background once it has earned it."""
+        if self._closed or not self._preparer.forms.note(form, images):
             return
         lease = self.slots.lease()
-        if lease is None or lease.session is not session:
+        if lease is None or lease.session is not form.session:
+            self._preparer.forms.give_up(form)
             if lease is not None:
                 lease.end()
             return
-        work = asyncio.get_running_loop().run_in_executor(self._worker, self._preparer.shapes.warm, session, shape)
-        work.add_done_callback(lambda done: self._warmed(lease, shape, done))
+        try:
+            work = asyncio.get_running_loop().run_in_executor(self._worker, self._preparer.forms.warm, form)
+        except RuntimeError:  # the worker is shut down
+            self._preparer.forms.give_up(form)
+            lease.end()
+            return
+        work.add_done_callback(lambda done: self._warmed(lease, form, done))
 
     async def close(self) -> None:
         """Abandon what is being prepared, retire everything and wait for the worker. Idempotent."""
@@ -120,13 +127,16 @@ class Residents:
         if not loading.cancelled() and loading.exception() is None:
             self._free(release, loading.result())
 
-    def _warmed(self, lease: Lease, shape: Shape, done: asyncio.Future[None]) -> None:
-        error = None if done.cancelled() else done.exception()
-        if error is not None:
-            logger.warning("warming %d x %d failed: %s", *shape, error)
-        release = lease.release.ident
+    def _warmed(self, lease: Lease, form: Form, done: asyncio.Future[bool]) -> None:
         lease.end()
-        self._observer.compiled(release, shape, error)
+        if done.cancelled():
+            self._preparer.forms.give_up(form)
+            return
+        error = done.exception()
+        if error is not None:
+            logger.warning("warming %d x %d failed: %s", *form.shape, error)
+        if error is not None or done.result():
+            self._observer.compiled(lease.release.ident, form.shape, error)
 
     def _free(self, release: Release, session: Session) -> None:
         self._observer.freed(release.ident)
@@ -136,7 +146,7 @@ class Residents:
             threading.Thread(target=self._close_session, args=(session,), daemon=True).start()
 
     def _close_session(self, session: Session) -> None:
-        self._preparer.shapes.drop(session)
+        self._preparer.forms.drop(session)
         try:
             session.close()
         except Exception:

@@ -17,10 +17,23 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a session is driven: calls in flight at once (>= 1), images a call at most (>= 1)."""
+    """How a session is driven: calls in flight at once (>= 1), images a call at most (>= 1).
+
+    alone: whether a call that has the session to itself can use more of the machine than a lane does.
+    decodes: whether lanes decode their images themselves, one image a call. So it is where the processor that decodes
+    is the one that detects: more threads than cores would only push each other's data out of the caches. One of the
+    lanes then waits with its work at hand for a thread to become free.
+    """
 
     lanes: int
     max_batch: int
+    alone: bool = False
+    decodes: bool = False
+
+    @property
+    def workers(self) -> int:
+        """Return how many threads drive the lanes."""
+        return max(self.lanes - 1, 1) if self.decodes else self.lanes
 
 
 class Session(Protocol):
@@ -31,26 +44,29 @@ class Session(Protocol):
         """Return how many calls may run at once and how many images each may hold."""
         ...
 
-    def infer(self, batch: NDArray[np.uint8], lane: int) -> NDArray[np.float32]:
+    def infer(self, batch: NDArray[np.uint8], lane: int, *, alone: bool = False) -> NDArray[np.float32]:
         """Run the network on ``batch``, uint8 (n, h, w, 3) RGB, on lane ``lane`` (0 to plan.lanes - 1).
+
+        ``alone`` says that nothing else runs or waits; it may change the time taken, never the answer.
 
         Returns float32 (n, k, 6) for an end2end head or (n, 4 + classes, anchors) for a raw one; the array
         belongs to the caller. At most one call runs on a lane at a time. Raises BackendError.
         """
         ...
 
-    def warm(self, shape: Shape) -> None:
-        """Make the first real batch of ``shape`` as fast as the later ones. Raises BackendError.
+    def warm(self, shape: Shape, *, alone: bool = False) -> bool:
+        """Make batches of ``shape`` as fast as they get, on the lanes or ``alone``. Raises BackendError.
 
-        May run while ``infer`` does. Answers move by at most 0.5 pixel of the tensor and 0.01 of score by it.
+        Returns whether that changed how they run; False when it is not worth its memory. May run while ``infer`` does.
+        Answers move by at most 0.5 pixel of the tensor and 0.01 of score by it.
         """
         ...
 
-    def forget(self, shape: Shape) -> None:
+    def forget(self, shape: Shape, *, alone: bool = False) -> None:
         """Free what ``warm`` made for ``shape``, if anything; ``infer`` still takes the shape. May run beside it."""
         ...
 
-    def shape_cost(self, shape: Shape) -> int:
+    def shape_cost(self, shape: Shape, *, alone: bool = False) -> int:
         """Return an estimate of the bytes that ``warm`` keeps for ``shape``, >= 0."""
         ...
 

@@ -33,12 +33,13 @@ BOXES = 4
 
 @dataclass(frozen=True, slots=True)
 class FakeCall:
-    """One call of ``infer``: digest of the release, images, (height, width) of the tensor, lane."""
+    """One call of ``infer``: digest of the release, images, (height, width) of the tensor, lane, alone."""
 
     digest: str
     size: int
     shape: Shape
     lane: int
+    alone: bool = False
 
 
 class FakeBackend:
@@ -105,10 +106,11 @@ class FakeSession:
         self.plan = plan
         self.closed = False
         self.warmed: set[Shape] = set()
+        self.warmed_alone: set[Shape] = set()
         self._backend = backend
         self._lanes = [threading.Lock() for _ in range(plan.lanes)]
 
-    def infer(self, batch: NDArray[np.uint8], lane: int) -> NDArray[np.float32]:
+    def infer(self, batch: NDArray[np.uint8], lane: int, *, alone: bool = False) -> NDArray[np.float32]:
         """Return BOXES boxes an image. Raises BackendError when closed, or when the lane is busy."""
         if self.closed:
             msg = "a closed session was used. This is a bug."
@@ -118,7 +120,7 @@ class FakeSession:
             raise BackendError(msg)
         try:
             shape = (batch.shape[1], batch.shape[2])
-            self._backend.calls.append(FakeCall(self.release.digest, len(batch), shape, lane))
+            self._backend.calls.append(FakeCall(self.release.digest, len(batch), shape, lane, alone))
             self._backend.sleep(self._backend.service_time_s)
             if self._backend.infer_error is not None:
                 raise self._backend.infer_error
@@ -126,17 +128,18 @@ class FakeSession:
         finally:
             self._lanes[lane].release()
 
-    def warm(self, shape: Shape) -> None:
+    def warm(self, shape: Shape, *, alone: bool = False) -> bool:
         """Remember the shape."""
-        self.warmed.add(shape)
+        (self.warmed_alone if alone else self.warmed).add(shape)
+        return True
 
-    def forget(self, shape: Shape) -> None:
+    def forget(self, shape: Shape, *, alone: bool = False) -> None:
         """Drop the shape."""
-        self.warmed.discard(shape)
+        (self.warmed_alone if alone else self.warmed).discard(shape)
 
-    def shape_cost(self, shape: Shape) -> int:
-        """Return the bytes of one tensor."""
-        return shape[0] * shape[1] * 3
+    def shape_cost(self, shape: Shape, *, alone: bool = False) -> int:
+        """Return the bytes of one tensor, a lane or alone."""
+        return shape[0] * shape[1] * 3 * (1 if alone else self.plan.lanes)
 
     def close(self) -> None:
         """Refuse all further calls."""

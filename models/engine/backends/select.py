@@ -9,20 +9,29 @@ from typing import TYPE_CHECKING
 from models.errors import SettingsError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from models.engine.backends.backend import Backend
 
 X86 = frozenset({"x86_64", "amd64"})
+NAMES = ("auto", "openvino", "onnxruntime", "torch", "fake")
+CPU_PRECISIONS = {"openvino": ("fp32", "bf16"), "onnxruntime": ("fp32",), "torch": ("fp32",)}
+GPU_PRECISIONS = {"onnxruntime": ("fp32", "fp16"), "torch": ("fp32", "fp16")}
 
 
-def select_backend(name: str, *, precision: str, threads: int, gpu: bool) -> Backend:
+def select_backend(
+    name: str, *, precision: str, threads: int, gpu: bool, gpu_share: float = 1.0, engines: Path | None = None
+) -> Backend:
     """Return the backend ``name``.
 
     Args:
-        name: ``auto``, ``openvino``, ``onnxruntime`` or ``fake``. ``auto`` takes OpenVINO on x86 CPUs and ONNX Runtime
-            elsewhere and on GPUs.
-        precision: ``auto``, ``fp32`` or ``bf16``.
+        name: ``auto``, ``openvino``, ``onnxruntime``, ``torch`` or ``fake``. ``auto`` takes OpenVINO on x86 CPUs and
+            ONNX Runtime elsewhere and on GPUs.
+        precision: ``auto``, ``fp32``, ``bf16`` (OpenVINO on a CPU) or ``fp16`` (on a GPU).
         threads: CPU threads the runtime may use, >= 1.
         gpu: whether a GPU is reserved for this replica.
+        gpu_share: GPUs that are reserved, more than 0; below 1 the replica keeps to that part of one's memory.
+        engines: folder for engines that TensorRT has built; None builds them for every process.
 
     Raises:
         SettingsError: no such backend, its package is missing, or the combination is impossible.
@@ -34,26 +43,38 @@ def select_backend(name: str, *, precision: str, threads: int, gpu: bool) -> Bac
         from models.engine.backends.fake import FakeBackend  # noqa: PLC0415 - a service loads only the runtime it uses
 
         return FakeBackend()
-    if name not in {"openvino", "onnxruntime"}:
-        msg = f"backend={name} does not exist: choose auto, openvino, onnxruntime or fake"
-        raise SettingsError(msg)
+    _refuse_impossible(name, precision, gpu=gpu)
     if not _installed(name):
         extra = "gpu" if gpu else "cpu"
         msg = f"backend={name} is not installed: install steelyard[{extra}], or choose another backend"
         raise SettingsError(msg)
     if name == "openvino":
-        if gpu:
-            msg = "backend=openvino serves on CPUs only: set gpus to 0, or choose onnxruntime"
-            raise SettingsError(msg)
         from models.engine.backends.openvino import OpenVinoBackend  # noqa: PLC0415 - as above
 
         return OpenVinoBackend(precision=precision, threads=threads)
-    if precision == "bf16":
-        msg = "backend=onnxruntime computes in fp32: set precision to auto or fp32, or choose openvino"
-        raise SettingsError(msg)
+    if name == "torch":
+        from models.engine.backends.torch_runtime import TorchBackend  # noqa: PLC0415 - as above
+
+        return TorchBackend(threads=threads, precision=precision, gpu=gpu, gpu_share=gpu_share)
     from models.engine.backends.onnxruntime import OnnxRuntimeBackend  # noqa: PLC0415 - as above
 
-    return OnnxRuntimeBackend(threads=threads, gpu=gpu)
+    return OnnxRuntimeBackend(threads=threads, precision=precision, gpu=gpu, gpu_share=gpu_share, engines=engines)
+
+
+def _refuse_impossible(name: str, precision: str, *, gpu: bool) -> None:
+    if name not in NAMES:
+        msg = f"backend={name} does not exist: choose {', '.join(NAMES[:-1])} or {NAMES[-1]}"
+        raise SettingsError(msg)
+    legal = (GPU_PRECISIONS if gpu else CPU_PRECISIONS).get(name)
+    if legal is None:
+        msg = f"backend={name} serves on CPUs only: set gpus to 0, or choose onnxruntime or torch"
+        raise SettingsError(msg)
+    if precision not in {"auto", *legal}:
+        where = "a GPU" if gpu else "a CPU"
+        msg = (
+            f"backend={name} computes in {' or '.join(legal)} on {where}: set precision to auto or {' or '.join(legal)}"
+        )
+        raise SettingsError(msg)
 
 
 def _installed(package: str) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from models.engine.backends.fake import FakeBackend
 from models.engine.engine import EngineSettings
 from serve import deployment
-from serve.deployment import engine_settings, make_engine
+from serve.deployment import RESERVE_MB, engine_settings, make_engine
 from serve.settings import Settings
 
 
@@ -15,8 +15,8 @@ from serve.settings import Settings
 def test_models_share_the_threads_and_the_memory(models: int, threads: int, share: int) -> None:
     """Engines that each took everything would be in each other's way once all are busy."""
     settings = Settings(models=tuple(f"m{number}" for number in range(models)), memory_budget_mb=1500)
-    limits = engine_settings(settings, threads)
-    assert (limits.threads, limits.memory_budget_mb) == (share, 1500 // models)
+    limits = engine_settings(settings, threads, taken=400 * 1024**2)
+    assert (limits.threads, limits.memory_budget_mb) == (share, (1100 - RESERVE_MB) // models)
 
 
 def test_the_runtime_gets_no_more_threads_than_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,5 +28,7 @@ def test_the_runtime_gets_no_more_threads_than_the_engine(monkeypatch: pytest.Mo
         return FakeBackend()
 
     monkeypatch.setattr(deployment, "select_backend", select)
-    make_engine(Settings(backend="fake", precision="fp32"), EngineSettings(threads=3), None)  # type: ignore[arg-type]
-    assert asked == [{"name": "fake", "precision": "fp32", "threads": 3, "gpu": False}]
+    settings = Settings(backend="fake", precision="fp32")
+    make_engine(settings, EngineSettings(threads=3), None)  # type: ignore[arg-type]
+    common = {"name": "fake", "precision": "fp32", "gpu_share": 1.0, "engines": settings.cache / "engines"}
+    assert asked == [{**common, "threads": 3, "gpu": False}]

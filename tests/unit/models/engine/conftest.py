@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import io
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from models.engine.backends.backend import Plan
 from models.types import Contract, Release, RequestContext, Thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -68,3 +73,11 @@ def context() -> RequestContext:
 def virtual_loop() -> Callable[[], VirtualLoop]:
     """Return the kind of loop that jumps to its next timer."""
     return VirtualLoop
+
+
+@pytest.fixture(scope="module", params=["decoders", "lanes"])
+def way(request: pytest.FixtureRequest) -> Callable[[int, int], Plan]:
+    """Return a maker of plans from lanes and batch: decoders fill the batches, or lanes decode one by one."""
+    if request.param == "decoders":
+        return Plan
+    return lambda lanes, _max_batch: Plan(lanes, 1, alone=True, decodes=True)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from batch_world import NEVER, World, play, settle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.engine.backends.backend import Plan
-from models.engine.batch import Batcher
 from models.errors import (
     BackendError,
     DeadlineExceededError,
@@ -24,96 +22,7 @@ from models.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
-
-NEVER = 1e9
-
-
-class FakeExecutor(Executor):
-    """Runs what it is given ``seconds`` of the loop's time later."""
-
-    def __init__(self, seconds: float) -> None:
-        """Take that long for every call."""
-        self.seconds = seconds
-
-    def submit(self, call: Callable, /, *args: object) -> Future:
-        """Schedule the call."""
-        future: Future = Future()
-        future.set_running_or_notify_cancel()
-        asyncio.get_running_loop().call_later(self.seconds, lambda: future.set_result(call(*args)))
-        return future
-
-
-@dataclass
-class FakeLease:
-    """Counts that it was ended."""
-
-    plan: Plan
-    world: World
-
-    def end(self) -> None:
-        """Give it back."""
-        self.world.leases -= 1
-
-
-@dataclass
-class World:
-    """A batcher, and everything that happened to it."""
-
-    plan: Plan = field(default_factory=lambda: Plan(2, 3))
-    service_s: float = 1.0
-    max_queue: int = 1000
-    error: BaseException | None = None
-    serving: bool = True
-    leases: int = 0
-    batches: list[list[Any]] = field(default_factory=list)
-    lanes: Counter = field(default_factory=Counter)
-    most_running: int = 0
-    started_while_held: int = 0
-
-    def __post_init__(self) -> None:
-        """Make the batcher."""
-        self.loop = asyncio.get_running_loop()
-        self.batcher: Batcher = Batcher(
-            self.lease,
-            self.run,
-            FakeExecutor(self.service_s),
-            max_queue=self.max_queue,
-            clock=self.loop.time,
-            started=self.started,
-        )
-
-    def lease(self) -> FakeLease | None:
-        """Hand out a lease while serving."""
-        if not self.serving:
-            return None
-        self.leases += 1
-        return FakeLease(self.plan, self)
-
-    def started(self, _lease: FakeLease, _size: int, _queued: int) -> None:
-        """Look at the batcher as a batch starts."""
-        self.started_while_held += self.batcher.held
-        self.most_running = max(self.most_running, self.batcher.running)
-
-    def run(self, _lease: FakeLease, jobs: Sequence[Any], lane: int) -> list[Any]:
-        """Answer every job with itself; refuse the bad ones."""
-        self.batches.append(list(jobs))
-        self.lanes[lane] += 1
-        if self.error is not None:
-            raise self.error
-        return [InvalidOptionError("bad") if job[-1] == "bad" else ("seen", job) for job in jobs]
-
-
-def play(virtual_loop: type, scene: Callable[[], Coroutine]) -> Any:
-    """Run ``scene`` in virtual time."""
-    with asyncio.Runner(loop_factory=virtual_loop) as runner:
-        return runner.run(scene())
-
-
-async def settle() -> None:
-    """Let everything that is due happen, without letting time pass."""
-    for _ in range(8):
-        await asyncio.sleep(0)
+    from concurrent.futures import Future
 
 
 class Script:
@@ -158,7 +67,8 @@ class Script:
         assert world.batcher.queued == world.batcher.running == world.leases == 0
         assert world.started_while_held == 0
         assert world.most_running <= world.plan.lanes
-        assert set(world.lanes) <= set(range(world.plan.lanes))
+        assert {lane.number for lane in world.lanes} <= set(range(world.plan.lanes))
+        assert world.told_wrongly_alone == 0
         for batch in world.batches:
             assert 1 <= len(batch) <= world.plan.max_batch
             assert len({job[1] for job in batch}) == 1
@@ -191,7 +101,7 @@ actions = st.one_of(
 @settings(max_examples=150)
 @given(
     script=st.lists(actions, max_size=40),
-    plan=st.builds(Plan, st.integers(1, 3), st.integers(1, 4)),
+    plan=st.builds(Plan, st.integers(1, 3), st.integers(1, 4), st.booleans()),
     crash=st.sampled_from([None, ValueError("x"), SystemExit(1), StopIteration()]),
     closes=st.booleans(),
 )

@@ -10,8 +10,8 @@ import pytest
 
 from models.engine.backends.backend import Plan
 from models.engine.backends.fake import FakeBackend
+from models.engine.forms import Form, FormCache
 from models.engine.prepare import SIGHT_CONF, AbandonedError, Preparer, estimate
-from models.engine.warm import ShapeCache
 from models.errors import BackendError, ReleaseFaultError, ReleaseRejectedError
 from models.types import Detections, GoldenImage
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def preparer(backend: FakeBackend, **more: object) -> Preparer:
     """Return a preparer with room for every shape."""
-    return Preparer(backend, ShapeCache(10**9), **more)
+    return Preparer(backend, FormCache(10**9), **more)
 
 
 def golden(picture: Callable[..., bytes], *sizes: tuple[int, int]) -> tuple[GoldenImage, ...]:
@@ -42,9 +42,38 @@ def test_a_successor_is_warmed_like_what_serves(make_release: Callable[..., Rele
     """After a swap the shapes that clients send now are as fast as before it."""
     work = preparer(FakeBackend())
     first = work.prepare(make_release("a"), None, None, threading.Event())
-    work.shapes.warm(first, (32, 64))
+    work.forms.warm(Form(first, (32, 64)))
     second = work.prepare(make_release("b"), make_release("a"), first, threading.Event())
     assert second.warmed == first.warmed
+
+
+def test_forms_for_lone_calls_are_inherited_and_tried_as_such(make_release: Callable[..., Release]) -> None:
+    """A lone client is served as fast after a swap as before it, and what it will run has been run once."""
+    backend = FakeBackend(plan=Plan(2, 1, alone=True))
+    work = preparer(backend)
+    first = work.prepare(make_release("a"), None, None, threading.Event())
+    work.forms.warm(Form(first, (32, 64), alone=True))
+    backend.calls.clear()
+    second = work.prepare(make_release("b"), make_release("a"), first, threading.Event())
+    assert (second.warmed, second.warmed_alone) == (first.warmed, {(32, 64)})
+    assert [call.shape for call in backend.calls if call.alone] == [(32, 64)]
+
+
+def test_a_release_that_does_not_fit_beside_the_forms_takes_their_room(make_release: Callable[..., Release]) -> None:
+    """Forms give way to a release, the budget is kept, and a failed load gives its part back."""
+    release = heavy(make_release, "a", 1)
+    fake = FakeBackend()
+    work = Preparer(fake, FormCache(2 * estimate(release)))
+    first = work.prepare(release, None, None, threading.Event())
+    assert work.forms.forms(first) != ()
+    second = work.prepare(heavy(make_release, "b", 1), release, first, threading.Event(), [release])
+    assert work.forms.forms(first) == work.forms.forms(second) == ()
+    assert work.forms.used() == work.forms.budget
+    work.forms.drop(second)
+    fake.finite = False
+    with pytest.raises(ReleaseRejectedError):
+        work.prepare(heavy(make_release, "c", 1), release, first, threading.Event(), [release])
+    assert work.forms.used() == estimate(release)
 
 
 def test_shapes_that_do_not_fit_the_successor_are_left(make_release: Callable[..., Release]) -> None:
@@ -158,7 +187,7 @@ def test_abandoned_work_frees_itself(make_release: Callable[..., Release]) -> No
         work.prepare(make_release(), None, None, abandoned)
     (session,) = fake.sessions
     assert session.closed
-    assert work.shapes.shapes(session) == ()
+    assert work.forms.forms(session) == ()
 
 
 def heavy(make_release: Callable[..., Release], letter: str, mib: int) -> Release:
@@ -170,17 +199,16 @@ def test_a_release_over_the_memory_budget_is_not_loaded(make_release: Callable[.
     """It waits for more memory as a fault, with the way out, and what serves is not driven out of memory."""
     fake = FakeBackend()
     first, second = heavy(make_release, "a", 9), heavy(make_release, "b", 9)
-    room = (estimate(first) + estimate(second)) // 2
-    Preparer(fake, ShapeCache(room)).prepare(second, None, None, threading.Event(), [first])
-    with pytest.raises(ReleaseFaultError, match=r"about 100 MiB beside 100 MiB .*STEELYARD_MEMORY_BUDGET_MB") as caught:
-        Preparer(fake, ShapeCache(room - 1)).prepare(second, None, None, threading.Event(), [first])
+    room, needed = estimate(first) + estimate(second), estimate(first) // 1024**2
+    Preparer(fake, FormCache(room)).prepare(second, None, None, threading.Event(), [first])
+    with pytest.raises(ReleaseFaultError, match=rf"{needed} MiB beside {needed} MiB .*_MEMORY_BUDGET_MB") as caught:
+        Preparer(fake, FormCache(room - 1)).prepare(second, None, None, threading.Event(), [first])
     assert (caught.value.step, len(fake.sessions)) == ("load", 1)
 
 
 def test_the_estimate_fits_what_was_measured(make_release: Callable[..., Release]) -> None:
-    """YOLO26n and YOLO26m, their networks of 9 and 78 MiB, took up to 101 and 360 MiB each."""
-    for size, measured in ((9, 101), (78, 360)):
-        assert 0.9 < estimate(heavy(make_release, "a", size)) / (measured * 1024**2) < 1.25
+    """YOLO26n, its network of 10 MiB, took 140 to 225 MiB; what takes nothing is estimated at nothing."""
+    assert 140 <= estimate(heavy(make_release, "a", 10)) / 1024**2 <= 225
     assert estimate(make_release()) == 0
 
 

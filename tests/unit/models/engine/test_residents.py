@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -12,15 +13,16 @@ import numpy as np
 import pytest
 
 from models.engine.backends.fake import FakeBackend
+from models.engine.forms import EARNED_AFTER, Form, FormCache
 from models.engine.observe import NullObserver
 from models.engine.prepare import Preparer, estimate
 from models.engine.residents import Residents
-from models.engine.warm import COMPILE_AFTER, ShapeCache
-from models.errors import ReleaseFaultError, ReleaseRejectedError, UnavailableError
+from models.errors import BackendError, ReleaseFaultError, ReleaseRejectedError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from models.engine.backends.fake import FakeSession
     from models.types import Release
 
 
@@ -39,9 +41,9 @@ class Gate:
 
 
 @asynccontextmanager
-async def residents_of(backend: FakeBackend, half: int = 10**9) -> AsyncIterator[Residents]:
-    """Yield residents and close them; ``half`` of the memory budget is for shapes (bytes)."""
-    residents = Residents(Preparer(backend, ShapeCache(half)), NullObserver())
+async def residents_of(backend: FakeBackend, budget: int = 10**9) -> AsyncIterator[Residents]:
+    """Yield residents and close them; ``budget`` is for releases and forms together (bytes)."""
+    residents = Residents(Preparer(backend, FormCache(budget)), NullObserver())
     try:
         yield residents
     finally:
@@ -96,7 +98,7 @@ async def test_all_that_stays_loaded_counts_against_the_budget(make_release: Cal
     files = {"model.onnx": np.empty(1024**2, np.uint8)}
     releases = {letter: make_release(letter, files=files) for letter in "abcd"}
     backend = FakeBackend()
-    async with residents_of(backend, estimate(releases["a"])) as residents:
+    async with residents_of(backend, 2 * estimate(releases["a"])) as residents:
         await residents.prepare(releases["d"])
         for letter in "ab":
             await residents.prepare(releases[letter])
@@ -128,8 +130,8 @@ async def test_a_session_finished_as_its_caller_goes_is_freed(make_release: Call
     gate = Gate()
     backend = FakeBackend(load_time_s=1.0, sleep=gate)
     async with residents_of(backend) as residents:
-        shapes = residents._preparer.shapes
-        residents._preparer = SimpleNamespace(prepare=lambda release, *_: backend.load(release), shapes=shapes)
+        forms = residents._preparer.forms
+        residents._preparer = SimpleNamespace(prepare=lambda release, *_: backend.load(release), forms=forms)
         task = asyncio.create_task(residents.prepare(make_release("a")))
         assert await asyncio.to_thread(gate.reached.wait, 20)
         task.cancel()
@@ -160,7 +162,7 @@ async def test_closing_ends_a_running_preparation(make_release: Callable[..., Re
 async def test_a_lease_that_outlives_the_worker_is_still_freed(make_release: Callable[..., Release]) -> None:
     """A batch that ends after closing gives its session back."""
     backend = FakeBackend()
-    residents = Residents(Preparer(backend, ShapeCache(10**9)), NullObserver())
+    residents = Residents(Preparer(backend, FormCache(10**9)), NullObserver())
     await residents.prepare(make_release("a"))
     residents.slots.flip("a" * 64, 1)
     lease = residents.slots.lease()
@@ -178,7 +180,7 @@ async def test_a_lease_that_outlives_the_worker_is_still_freed(make_release: Cal
 async def test_a_session_that_cannot_be_closed_is_survived(make_release: Callable[..., Release]) -> None:
     """An error while freeing is logged and stops nothing."""
     backend = FakeBackend()
-    residents = Residents(Preparer(backend, ShapeCache(10**9)), NullObserver())
+    residents = Residents(Preparer(backend, FormCache(10**9)), NullObserver())
     await residents.prepare(make_release("a"))
 
     def fail() -> None:
@@ -209,17 +211,91 @@ class Compiled(NullObserver):
 async def test_frequent_shapes_are_warmed_in_the_background(make_release: Callable[..., Release]) -> None:
     """A shape that comes often enough is warmed once; one of a release that no longer serves is not."""
     backend, observer = FakeBackend(), Compiled()
-    residents = Residents(Preparer(backend, ShapeCache(10**9)), observer)
+    residents = Residents(Preparer(backend, FormCache(10**9)), observer)
     await residents.prepare(make_release("a"))
     residents.slots.flip("a" * 64, 1)
     (session,) = backend.sessions
-    for _ in range(COMPILE_AFTER + 5):
-        residents.warm_if_earned(session, (32, 32), 1)
+    for _ in range(EARNED_AFTER + 5):
+        residents.warm_if_earned(Form(session, (32, 32)), 1)
     await asyncio.wait_for(observer.happened.wait(), 20)
     assert observer.shapes == [("a", (32, 32), None)]
     assert (32, 32) in session.warmed
     assert residents.slots.active.leases == 0
     stranger = backend.load(make_release("z"))
-    residents.warm_if_earned(stranger, (32, 32), COMPILE_AFTER)
+    residents.warm_if_earned(Form(stranger, (32, 32)), EARNED_AFTER)
     await residents.close()
     assert (stranger.warmed, residents.slots.active) == (set(), None)
+
+
+@asynccontextmanager
+async def serving(make_release: Callable[..., Release]) -> AsyncIterator[tuple[Residents, FakeSession, Compiled]]:
+    """Yield residents of which one serves, its session, and what was compiled for it."""
+    backend, observer = FakeBackend(), Compiled()
+    residents = Residents(Preparer(backend, FormCache(10**9)), observer)
+    await residents.prepare(make_release("a"))
+    residents.slots.flip("a" * 64, 1)
+    try:
+        yield residents, backend.sessions[0], observer
+    finally:
+        await asyncio.wait_for(residents.close(), 20)
+        assert backend.sessions[0].closed
+
+
+async def worked(residents: Residents) -> None:
+    """Wait until the worker has done what it was given, and the loop has heard of it."""
+    await asyncio.wrap_future(residents._worker.submit(lambda: None))
+    for _ in range(8):
+        await asyncio.sleep(0)
+
+
+async def test_a_failing_form_harms_nobody(make_release: Callable[..., Release]) -> None:
+    """It is told of, its lease ends, and other forms are made."""
+    async with serving(make_release) as (residents, session, observer):
+
+        def fail(*_: object, **__: object) -> bool:
+            msg = "no memory"
+            raise BackendError(msg)
+
+        session.warm = fail
+        for _ in range(3):
+            residents.warm_if_earned(Form(session, (32, 32)), EARNED_AFTER)
+            await worked(residents)
+        del session.warm
+        ((digest, shape, error),) = observer.shapes
+        assert (digest, shape, type(error)) == ("a", (32, 32), BackendError)
+        assert residents.slots.active.leases == 0
+        residents.warm_if_earned(Form(session, (32, 64)), EARNED_AFTER)
+        await worked(residents)
+        assert (32, 64) in session.warmed
+
+
+async def test_a_useless_form_is_not_told_of(make_release: Callable[..., Release]) -> None:
+    """Nothing was compiled that anybody will use."""
+    async with serving(make_release) as (residents, session, observer):
+        session.warm = lambda *_, **__: False
+        residents.warm_if_earned(Form(session, (32, 32)), EARNED_AFTER)
+        await worked(residents)
+        assert (observer.shapes, residents.slots.active.leases) == ([], 0)
+
+
+async def test_forms_are_made_again_after_one_that_the_worker_did_not_take(make_release: Callable) -> None:
+    """A worker that refuses, or drops what it took, neither raises into the batch's end nor blocks what follows."""
+    async with serving(make_release) as (residents, session, observer):
+        worker, gate = residents._worker, threading.Event()
+        stopped = ThreadPoolExecutor(1)
+        stopped.shutdown()
+        residents._worker = stopped
+        residents.warm_if_earned(Form(session, (32, 32)), EARNED_AFTER)
+        dropping = ThreadPoolExecutor(1)
+        dropping.submit(gate.wait, 20)
+        residents._worker = dropping
+        residents.warm_if_earned(Form(session, (32, 64)), EARNED_AFTER)
+        assert residents.slots.active.leases == 1
+        dropping.shutdown(wait=False, cancel_futures=True)
+        gate.set()
+        residents._worker = worker
+        await worked(residents)
+        assert (observer.shapes, residents.slots.active.leases) == ([], 0)
+        residents.warm_if_earned(Form(session, (64, 32)), EARNED_AFTER)
+        await worked(residents)
+        assert observer.shapes == [("a", (64, 32), None)]

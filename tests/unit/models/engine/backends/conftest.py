@@ -1,16 +1,27 @@
-"""A real network of 200 weights: large enough to prove a runtime, small enough to build in a millisecond."""
+"""Real networks of a few hundred weights: large enough to prove a runtime, small enough to build in no time."""
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import pytest
+import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+ARCHITECTURE = {
+    "nc": 3,
+    "reg_max": 1,
+    "end2end": True,
+    "backbone": [[-1, 1, "Conv", [channels, 3, 2]] for channels in (8, 8, 16, 16, 16)],
+    "head": [[[2, 3, 4], 1, "Detect", ["nc"]]],
+}
+"""Strides 8, 16 and 32 as detectors have them, both heads, three classes."""
 
 
 @pytest.fixture(scope="session")
@@ -40,5 +51,31 @@ def tiny_network() -> Callable[..., np.ndarray]:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
         onnx.checker.check_model(model)
         return np.frombuffer(model.SerializeToString(), np.uint8)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_weights() -> Callable[..., dict[str, np.ndarray]]:
+    """Return a maker of what the torch backend rebuilds a network from: tensors and a yaml, as uint8 bytes."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("ultralytics")
+    from safetensors.torch import save  # noqa: PLC0415 - after importorskip
+
+    from models.engine.backends import torch_network  # noqa: PLC0415 - as above
+
+    def make(*, bias: float = 0.0, **changes: object) -> dict[str, np.ndarray]:
+        spec = copy.deepcopy(ARCHITECTURE) | changes
+        detection_model, _ = torch_network._ultralytics()
+        torch.manual_seed(0)
+        tensors = detection_model(copy.deepcopy(spec), ch=3, verbose=False).state_dict()
+        generator = torch.Generator().manual_seed(1)
+        for name, tensor in tensors.items():
+            if name.endswith("bias"):
+                tensor.add_(torch.rand(tensor.shape, generator=generator) + bias)
+        return {
+            "model.safetensors": np.frombuffer(save(tensors), np.uint8),
+            "model.yaml": np.frombuffer(yaml.safe_dump(spec).encode(), np.uint8),
+        }
 
     return make

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+from itertools import chain
+from typing import get_args
 
 import pytest
 
 from models.engine.backends import select
 from models.engine.backends.select import select_backend
 from models.errors import SettingsError
+from serve.settings import Settings
 
 
 def test_fake_is_only_chosen_by_name() -> None:
@@ -37,12 +40,33 @@ def test_auto_follows_the_machine(
     assert select_backend("auto", precision="auto", threads=1, gpu=False).name == expected
 
 
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_torch_is_chosen_by_name(precision: str) -> None:
+    """It serves where it is asked for, in fp32 on a CPU."""
+    backend = select_backend("torch", precision=precision, threads=1, gpu=False)
+    assert (backend.name, backend.precision) == ("torch", "fp32")
+
+
+def test_every_setting_is_known_here() -> None:
+    """What the settings allow and what can be chosen are the same names."""
+    fields = Settings.model_fields
+    assert set(get_args(fields["backend"].annotation)) == set(select.NAMES)
+    known = {"auto", *chain.from_iterable([*select.CPU_PRECISIONS.values(), *select.GPU_PRECISIONS.values()])}
+    assert set(get_args(fields["precision"].annotation)) == known
+
+
 @pytest.mark.parametrize(
     ("name", "precision", "gpu", "reason"),
     [
         ("tensorflow", "auto", False, "does not exist"),
         ("openvino", "auto", True, "CPUs only"),
-        ("onnxruntime", "bf16", False, "fp32"),
+        ("openvino", "fp16", False, "fp32 or bf16 on a CPU"),
+        ("onnxruntime", "bf16", False, "fp32 on a CPU"),
+        ("onnxruntime", "fp16", False, "fp32 on a CPU"),
+        ("onnxruntime", "bf16", True, "fp32 or fp16 on a GPU"),
+        ("torch", "fp16", False, "fp32 on a CPU"),
+        ("torch", "bf16", False, "fp32 on a CPU"),
+        ("torch", "bf16", True, "fp32 or fp16 on a GPU"),
     ],
 )
 def test_impossible_combinations(name: str, precision: str, gpu: bool, reason: str) -> None:  # noqa: FBT001

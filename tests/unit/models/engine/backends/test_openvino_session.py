@@ -1,0 +1,235 @@
+"""The forms of an OpenVINO session: which one ran never shows, and whatever happens, no stream is lost."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from models.engine.backends import openvino_session as module
+from models.engine.backends.backend import Plan
+from models.engine.backends.openvino import OpenVinoBackend
+from models.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from models.engine.backends.openvino_session import OpenVinoSession
+    from models.types import Release
+
+pytest.importorskip("openvino")
+
+SHAPE = (64, 96)
+IMAGE = np.random.default_rng(0).integers(0, 256, (1, *SHAPE, 3), np.uint8)
+PLAN = Plan(3, 1, alone=True, decodes=True)
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def backend(request: pytest.FixtureRequest) -> OpenVinoBackend:
+    """Return the runtime in each precision that the processor has."""
+    backend = OpenVinoBackend(threads=2, precision=request.param)
+    if request.param == "bf16" and backend.precision != "bf16":
+        pytest.skip("this processor has no bf16")
+    return backend
+
+
+@pytest.fixture
+def release(make_release: Callable[..., Release], tiny_network: Callable[..., np.ndarray]) -> Release:
+    """Return a release of the tiny network."""
+    return make_release(files={"model.onnx": tiny_network(bias=0.3)})
+
+
+@pytest.fixture
+def session(backend: OpenVinoBackend, release: Release) -> OpenVinoSession:
+    """Return a session of two streams."""
+    return backend.load(release, PLAN)
+
+
+@pytest.fixture
+def always_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a form on all threads win: on so small a network the clock decides by chance."""
+    times = iter([1.0, 0.1] * 100)
+    monkeypatch.setattr(module, "_seconds", lambda *_: next(times))
+
+
+def streams(session: OpenVinoSession) -> list[int]:
+    """Return the free streams."""
+    return sorted(session._free.get_nowait() for _ in range(session._free.qsize()))
+
+
+@pytest.mark.usefixtures("always_faster")
+@pytest.mark.parametrize("order", [(False, True), (True, False)])
+def test_forms_answer_as_the_general_form_does(session: OpenVinoSession, order: tuple[bool, bool]) -> None:
+    """Cold, warm, alone and cold again, an image gets the same answer to the last bit, on every stream."""
+    random = np.random.default_rng(1)
+    images = [random.integers(0, 256, (1, *SHAPE, 3), np.uint8) for _ in range(3)]
+    cold = [session.infer(image, 0) for image in images]
+
+    def check() -> None:
+        for image, expected in zip(images, cold, strict=True):
+            for lane, alone in ((0, False), (1, False), (2, False), (0, True)):
+                assert np.array_equal(session.infer(image, lane, alone=alone), expected)
+
+    for alone in order:
+        assert session.warm(SHAPE, alone=alone)
+        assert session.warm(SHAPE, alone=alone)
+        check()
+    assert (len(session._lanes[SHAPE]), list(session._alone)) == (2, [SHAPE])
+    for alone in order:
+        session.forget(SHAPE, alone=alone)
+        check()
+    assert (session._lanes, session._alone) == ({}, {})
+
+
+def test_a_form_alone_must_be_worth_it(session: OpenVinoSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the lanes have a form that is about as fast, none is kept for all threads."""
+    monkeypatch.setattr(module, "_seconds", lambda *_: 1.0)
+    session.warm(SHAPE)
+    assert not session.warm(SHAPE, alone=True)
+    assert session._alone == {}
+    session.forget(SHAPE)
+    assert session.warm(SHAPE, alone=True)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_form_that_answers_otherwise_is_refused(
+    session: OpenVinoSession, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, alone: bool
+) -> None:
+    """A form whose probe differs by one bit never serves, and the log says so."""
+    run = module._run
+
+    def differ(request: Any, image: np.ndarray) -> np.ndarray:
+        answer = run(request, image)
+        if request.get_compiled_model().inputs[0].partial_shape.is_static:
+            answer.flat[0] = np.nextafter(answer.flat[0], np.inf)
+        return answer
+
+    before = session.infer(IMAGE, 0)
+    monkeypatch.setattr(module, "_run", differ)
+    assert not session.warm(SHAPE, alone=alone)
+    assert "answers otherwise" in caplog.text
+    assert (session._lanes, session._alone) == ({}, {})
+    assert np.array_equal(session.infer(IMAGE, 0, alone=alone), before)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_form_that_cannot_be_compiled_changes_nothing(session: OpenVinoSession, *, alone: bool) -> None:
+    """The failure is a BackendError, and images of the shape are answered as before; later it may succeed."""
+    before, requests = session.infer(IMAGE, 0), session._requests
+
+    def fail(*_: object, **__: object) -> list:
+        msg = "no memory"
+        raise RuntimeError(msg)
+
+    session._requests = fail
+    with pytest.raises(BackendError, match="64 x 96"):
+        session.warm(SHAPE, alone=alone)
+    assert np.array_equal(session.infer(IMAGE, 0, alone=alone), before)
+    session._requests = requests
+    assert session.warm(SHAPE, alone=alone)
+
+
+def test_no_stream_is_lost_by_errors(session: OpenVinoSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After more failing calls than there are streams, and failing measurements, every stream is there."""
+    run = module._run
+
+    def fail(*_: object) -> np.ndarray:
+        msg = "broken"
+        raise RuntimeError(msg)
+
+    session.warm(SHAPE)
+    for wrong in (np.zeros((1, 64, 96, 4), np.uint8), np.zeros((1, 64, 96, 4), np.uint8), IMAGE):
+        if wrong is IMAGE:
+            monkeypatch.setattr(module, "_run", fail)
+        for lane in range(3):
+            with pytest.raises(BackendError):
+                session.infer(wrong, lane)
+    monkeypatch.setattr(session, "_agrees", lambda *_: True)
+    with pytest.raises(BackendError):
+        session.warm(SHAPE, alone=True)
+    monkeypatch.setattr(module, "_run", run)
+    assert session.infer(IMAGE, 0).shape == (1, 6, 6)
+    assert streams(session) == [0, 1]
+
+
+def test_a_runtime_that_hangs_is_an_error(session: OpenVinoSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a stream in time the caller hears of it instead of waiting for ever."""
+    monkeypatch.setattr(module, "STREAM_DEADLINE_S", 0.0)
+    assert streams(session) == [0, 1]
+    with pytest.raises(BackendError, match="does not answer"):
+        session.infer(IMAGE, 0)
+
+
+def test_a_form_is_measured_beside_calls(session: OpenVinoSession) -> None:
+    """Making a form for lone calls takes a stream of its own to measure with: no call finds its request busy."""
+    session.warm(SHAPE)
+    expected, stop = session.infer(IMAGE, 0), threading.Event()
+
+    def call(lane: int) -> int:
+        count = 0
+        while not stop.is_set() or count == 0:
+            assert np.array_equal(session.infer(IMAGE, lane), expected)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(call, lane) for lane in (0, 1)]
+        try:
+            for _ in range(5):
+                session.warm(SHAPE, alone=True)
+                session.forget(SHAPE, alone=True)
+        finally:
+            stop.set()
+        assert all(each.result(60) >= 1 for each in calls)
+    assert streams(session) == [0, 1]
+
+
+def test_closing_while_calls_run(session: OpenVinoSession) -> None:
+    """A call beside ``close`` is answered as ever or refused, never wrong; afterwards nothing runs or is made."""
+    session.warm(SHAPE)
+    expected, begun = session.infer(IMAGE, 0), threading.Barrier(3)
+
+    def call(lane: int) -> int:
+        begun.wait(20)
+        for count in range(100_000):
+            try:
+                assert np.array_equal(session.infer(IMAGE, lane), expected)
+            except BackendError:
+                return count
+        return -1
+
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(call, lane) for lane in (0, 1)]
+        begun.wait(20)
+        session.close()
+        assert all(each.result(60) >= 0 for each in calls)
+    assert not session.warm(SHAPE)
+    assert not session.warm(SHAPE, alone=True)
+    assert streams(session) == [0, 1]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_closing_while_a_form_is_made(session: OpenVinoSession, *, alone: bool) -> None:
+    """Neither a form that is compiled, nor one that is about to be, stays behind or fails unforeseen."""
+    requests = session._requests
+
+    def close_first(*arguments: object, **options: object) -> list:
+        session.close()
+        return requests(*arguments, **options)
+
+    session._requests = close_first
+    with pytest.raises(BackendError, match="closed session"):
+        session.warm(SHAPE, alone=alone)
+    assert (session._lanes, session._alone) == ({}, {})
+    with pytest.raises(BackendError, match="closed session"):
+        session._fixed(SHAPE)
+
+
+def test_costs_grow_with_streams_pixels_and_weights(backend: OpenVinoBackend, release: Release) -> None:
+    """A form for lone calls is one network; one for lanes a network a stream."""
+    one, four = (backend.load(release, Plan(streams + 1, 1, decodes=True)) for streams in (1, 4))
+    assert four.shape_cost(SHAPE) == 4 * one.shape_cost(SHAPE) == 4 * four.shape_cost(SHAPE, alone=True)
+    assert one.shape_cost((640, 480)) > one.shape_cost((320, 480)) > 0
