@@ -38,7 +38,7 @@ STEADY_SHARE = 0.6
 FLOOD_SHARE = 1.3
 SWAPS = ("2", "1", "2")
 """Versions promoted one after another while the memory is watched."""
-IN_PROCESS_WARMUP_S = 30.0
+IN_PROCESS_WARMUP_S = 60.0
 """Time in which the engine makes forms for the shapes that come often."""
 PEER_WARMUP = 256
 """Requests before a peer is measured: none of them compiles anything under load."""

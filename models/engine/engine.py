@@ -235,7 +235,7 @@ class Engine:
 
         Raises ReleaseFaultError (step ``commit``) when it is not resident.
         """
-        release = self._slots.flip(digest, generation)
+        release = self._residents.flip(digest, generation)
         self._observer.flipped(release.ident, generation)
 
     def discard(self, digest: str) -> None:

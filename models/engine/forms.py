@@ -91,6 +91,13 @@ class FormCache:
             self._making = form
             return True
 
+    def demote(self, session: Session) -> None:
+        """Let the forms of ``session`` count so little that those of what serves instead may displace them."""
+        with self._lock:
+            for form in self._seen:
+                if form.session is session:
+                    self._seen[form] //= 2 * CLEARLY_MORE
+
     def inherit(self, session: Session, ancestor: Session) -> tuple[Form, ...]:
         """Return forms of ``session`` like those of ``ancestor``, the most used first, and let them count as much."""
         with self._lock:

@@ -65,6 +65,14 @@ class Residents:
             self.slots.offer(release, session)
             self._observer.prepared(release.ident, self._clock() - begun)
 
+    def flip(self, digest: str, generation: int) -> Release:
+        """Let the resident release of ``digest`` serve; return it. Raises ReleaseFaultError (step ``commit``)."""
+        before = self.slots.active
+        release = self.slots.flip(digest, generation)
+        if before is not None and before is not self.slots.active:
+            self._preparer.forms.demote(before.session)
+        return release
+
     def warm_if_earned(self, form: Form, images: int) -> None:
         """Count ``images`` on ``form``; make it in the background once it has earned it."""
         if self._closed or not self._preparer.forms.note(form, images):

@@ -231,6 +231,20 @@ def test_an_heir_does_not_displace_what_serves() -> None:
     assert cache.forms(ancestor) == (form,)
 
 
+def test_what_served_before_gives_way() -> None:
+    """After a flip the new release's forms displace the old one's that were used just as much."""
+    before, now = new_session(), new_session()
+    form = Form(before, SMALL)
+    cache = cache_of(form.cost, before, now)
+    use(cache, form, 100)
+    (heir,) = cache.inherit(now, before)
+    cache.demote(before)
+    assert cache.forms(before) == (form,)
+    assert cache.note(heir, 1)
+    assert cache.warm(heir)
+    assert (cache.forms(before), cache.forms(now)) == ((), (heir,))
+
+
 def test_what_is_dropped_is_forgotten() -> None:
     """A closed session's forms, counts and failures are gone, and late images do not bring them back."""
     session, other = new_session(), new_session()
