@@ -35,7 +35,7 @@ CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 KILOBYTES = (64, 128, 256, 512, 1024, 2048, 5120)
 MODEL = ("--model", releases.MODEL)
 LOAD_CLIENTS = 8
-WARMUP = 384
+WARMUP = 1600
 COLUMNS = ("images/s", "p50 ms", "p99 ms", "CPU ms an image", "memory MiB", "failed")
 QUALITY = 90
 """JPEG quality of the enlarged photographs; a photograph's bytes then grow about as its pixels."""
