@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from models.engine.backends.backend import Session, Shape
 
-EARNED_AFTER = 16
-"""Images of a shape before a form is made for it."""
+EARNED_AFTER = 64
+"""Images of a shape before forms are made for lanes: about as many as the forms must serve to earn their making."""
+ALONE_EARNED_AFTER = 8
+"""The same for a call that is alone: then there is time, and whoever sends one image after the other waits for it."""
 FADE_EVERY = 4096
 """Images after which all counts are halved, and forms that could not be made may be tried again."""
 CLEARLY_MORE = 2
@@ -82,7 +84,8 @@ class FormCache:
                 self._seen = Counter({each: seen // 2 for each, seen in self._seen.items() if seen > 1})
                 self._failed.clear()
             seen = self._seen[form]
-            if seen < EARNED_AFTER or self._making is not None or form in self._warm:
+            earned = ALONE_EARNED_AFTER if form.alone else EARNED_AFTER
+            if seen < earned or self._making is not None or form in self._warm:
                 return False
             if form in self._useless or form in self._failed:
                 return False
