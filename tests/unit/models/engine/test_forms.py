@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from models.engine.backends.backend import Plan
 from models.engine.backends.fake import FakeBackend
-from models.engine.forms import CLEARLY_MORE, EARNED_AFTER, FADE_EVERY, Form, FormCache
+from models.engine.forms import ALONE_EARNED_AFTER, CLEARLY_MORE, EARNED_AFTER, FADE_EVERY, Form, FormCache
 from models.errors import BackendError
 from models.types import Contract, Release, Thresholds
 
@@ -63,7 +63,7 @@ def test_a_form_is_earned_once() -> None:
     """Rare shapes stay cold; the image that crosses the threshold says so, and no other does."""
     session = new_session()
     cache = cache_of(PLENTY, session)
-    said = [cache.note(Form(session, OTHER), 3) for _ in range(20)]
+    said = [cache.note(Form(session, OTHER), 3) for _ in range(EARNED_AFTER)]
     assert said.count(True) == 1
     assert said.index(True) == (EARNED_AFTER - 1) // 3
     assert cache.forms(session) == ()
@@ -168,7 +168,7 @@ def test_the_least_used_goes_first_and_no_more_than_needed() -> None:
     session = new_session()
     forms = [Form(session, shape) for shape in (SMALL, (16, 64), (64, 16), (128, 8))]
     cache = cache_of(3 * forms[0].cost, session)
-    for form, images in zip(forms, (60, 20, 40, 80), strict=True):
+    for form, images in zip(forms, (300, 100, 200, 400), strict=True):
         use(cache, form, images)
     assert cache.forms(session) == (forms[3], forms[0], forms[2])
 
@@ -198,7 +198,7 @@ def test_room_is_made_only_where_there_is_none() -> None:
     forms = [Form(session, shape) for shape in (SMALL, (16, 64), (64, 16))]
     cost = forms[0].cost
     cache = cache_of(4 * cost, session)
-    for form, images in zip(forms, (20, 30, 40), strict=True):
+    for form, images in zip(forms, (100, 150, 200), strict=True):
         use(cache, form, images)
     for size, left in ((cost, 3), (cost + 1, 2), (3 * cost, 1), (9 * cost, 0)):
         cache.make_room(size)
@@ -210,7 +210,7 @@ def test_inherited_forms_come_most_used_first_and_count_as_much() -> None:
     """A successor's forms keep their order and are not displaced by what its ancestor's would not be."""
     ancestor, heir = new_session(), new_session()
     cache = cache_of(PLENTY, ancestor, heir)
-    for shape, alone, images in ((SMALL, False, 20), (OTHER, True, 60), (THIRD, False, 40)):
+    for shape, alone, images in ((SMALL, False, 100), (OTHER, True, 300), (THIRD, False, 200)):
         use(cache, Form(ancestor, shape, alone), images)
     inherited = cache.inherit(heir, ancestor)
     assert inherited == (Form(heir, OTHER, alone=True), Form(heir, THIRD), Form(heir, SMALL))
@@ -262,7 +262,7 @@ def test_what_is_dropped_is_forgotten() -> None:
 shapes = st.tuples(st.sampled_from([32, 64, 96]), st.sampled_from([32, 64]))
 
 
-@given(budget=st.integers(0, 60_000), uses=st.lists(st.tuples(shapes, st.booleans(), st.integers(1, 40)), max_size=30))
+@given(budget=st.integers(0, 60_000), uses=st.lists(st.tuples(shapes, st.booleans(), st.integers(1, 160)), max_size=30))
 def test_a_form_displaces_only_by_law(budget: int, uses: list[tuple[tuple[int, int], bool, int]]) -> None:
     """Whatever is evicted was used less than half as much as what came, and what came had earned it."""
     session = new_session(lanes=2)
@@ -273,7 +273,7 @@ def test_a_form_displaces_only_by_law(budget: int, uses: list[tuple[tuple[int, i
         seen[form] = seen.get(form, 0) + images
         before = set(cache.forms(session))
         if cache.note(form, images):
-            assert seen[form] >= EARNED_AFTER
+            assert seen[form] >= (ALONE_EARNED_AFTER if alone else EARNED_AFTER)
             assert cache.warm(form)
         after = set(cache.forms(session))
         assert all(CLEARLY_MORE * seen[gone] < seen[form] for gone in before - after)
