@@ -142,9 +142,13 @@ class Preparer:
     def _warm(self, session: Session, release: Release, warm_like: Session | None, abandoned: threading.Event) -> None:
         contract = release.contract
         wanted: dict[Form, NDArray[np.uint8]] = {}
+        if warm_like is None:
+            # Measuring the plans has made this one already; here it is put on the books.
+            first = common_shapes(contract)[0]
+            wanted[Form(session, first)] = np.full((*first, 3), PAD_VALUE, np.uint8)
         for image in release.golden:
             tensor, _ = letterbox(_decode_golden(image.data), contract)
-            wanted.setdefault(Form(session, (tensor.shape[0], tensor.shape[1])), tensor)
+            wanted[Form(session, (tensor.shape[0], tensor.shape[1]))] = tensor
         inherited = () if warm_like is None else self.forms.inherit(session, warm_like)
         likely = [
             form
@@ -159,7 +163,10 @@ class Preparer:
             _stop_if(abandoned)
             if number and self.clock() > end:
                 break
-            self.forms.warm(form)
+            try:
+                self.forms.warm(form)
+            except BackendError as error:
+                logger.warning("a version is prepared without its form of %d x %d: %s", *form.shape, error)
             if not np.isfinite(session.infer(tensor[None], 0, alone=form.alone)).all():
                 msg = "the network answers NaN or infinity: its weights are damaged; promote another version"
                 raise ReleaseRejectedError(msg, step="warm")

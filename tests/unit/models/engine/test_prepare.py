@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.engine.backends.backend import Plan
-from models.engine.backends.fake import FakeBackend
+from models.engine.backends.fake import FakeBackend, FakeSession
 from models.engine.forms import Form, FormCache
 from models.engine.prepare import SIGHT_CONF, AbandonedError, Preparer, estimate
 from models.errors import BackendError, ReleaseFaultError, ReleaseRejectedError
@@ -82,6 +82,22 @@ def test_shapes_that_do_not_fit_the_successor_are_left(make_release: Callable[..
     first = work.prepare(make_release("a", imgsz=128), None, None, threading.Event())
     second = work.prepare(make_release("b"), make_release("a"), first, threading.Event())
     assert all(max(shape) <= 64 for shape in second.warmed)
+
+
+def test_a_form_that_cannot_be_made_stops_no_release(
+    make_release: Callable[..., Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A form only makes things faster; without it the release is prepared and sees through the general one."""
+
+    def fail(_session: FakeSession, _shape: object, *, alone: bool = False) -> bool:
+        raise BackendError(f"no memory {alone}")
+
+    monkeypatch.setattr(FakeSession, "warm", fail)
+    backend = FakeBackend()
+    work = preparer(backend)
+    session = work.prepare(make_release("a"), None, None, threading.Event())
+    assert work.forms.forms(session) == ()
+    assert backend.calls
 
 
 def test_the_plan_is_chosen_once(make_release: Callable[..., Release]) -> None:
