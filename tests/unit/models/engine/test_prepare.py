@@ -90,7 +90,8 @@ def test_a_form_that_cannot_be_made_stops_no_release(
     """A form only makes things faster; without it the release is prepared and sees through the general one."""
 
     def fail(_session: FakeSession, _shape: object, *, alone: bool = False) -> bool:
-        raise BackendError(f"no memory {alone}")
+        msg = f"no memory, alone: {alone}"
+        raise BackendError(msg)
 
     monkeypatch.setattr(FakeSession, "warm", fail)
     backend = FakeBackend()
