@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 ASPECT_RATIOS = ((3, 4), (4, 3), (1, 1))
 """(height, width) of the images that cameras make most, the commonest first."""
-MEASURE_CALLS = 4
-"""Timed calls a lane and plan."""
+MEASURE_CALLS = 6
+"""Timed calls a worker and plan."""
 CLEARLY_FASTER = 1.1
-"""A plan with more lanes must win by this factor: fewer lanes answer a lone request sooner."""
+"""A plan with more lanes must win by this factor, since fewer lanes answer a lone request sooner, and one with fewer
+lanes where that is no reason."""
 
 
 def common_shapes(contract: Contract) -> tuple[Shape, ...]:
@@ -40,7 +41,8 @@ def load_fastest(
 ) -> Session:
     """Load ``release`` under each plan in turn, keep the one that answers most images a second, close the others.
 
-    Of several about equally fast ones the one with the fewest lanes wins. After ``budget_s`` seconds no further plan is
+    Of several about equally fast ones the one with the fewest lanes wins, but where lone calls take all threads anyway,
+    the one with the most. After ``budget_s`` seconds no further plan is
     tried; the first always is. Raises what ``Backend.load`` and ``Session.infer`` raise.
     """
     begun = clock()
@@ -72,13 +74,13 @@ def load_fastest(
 
 
 def _better(plan: Plan, rate: float, best: Plan, best_rate: float) -> bool:
-    if plan.lanes < best.lanes:
+    if plan.lanes < best.lanes and not best.alone:
         return rate * CLEARLY_FASTER > best_rate
     return rate > best_rate * CLEARLY_FASTER
 
 
 def _rate(session: Session, shape: Shape, clock: Callable[[], float]) -> float:
-    """Return images a second with every lane busy."""
+    """Return images a second with every worker busy."""
     plan = session.plan
     batch = np.zeros((plan.max_batch, *shape, 3), np.uint8)
     session.warm(shape)
@@ -87,8 +89,8 @@ def _rate(session: Session, shape: Shape, clock: Callable[[], float]) -> float:
         for _ in range(MEASURE_CALLS):
             session.infer(batch, lane)
 
-    with ThreadPoolExecutor(plan.lanes, thread_name_prefix="measure") as pool:
-        list(pool.map(lambda lane: session.infer(batch, lane), range(plan.lanes)))
+    with ThreadPoolExecutor(plan.workers, thread_name_prefix="measure") as pool:
+        list(pool.map(lambda lane: session.infer(batch, lane), range(plan.workers)))
         begun = clock()
-        list(pool.map(drive, range(plan.lanes)))
-    return plan.lanes * plan.max_batch * MEASURE_CALLS / max(clock() - begun, 1e-9)
+        list(pool.map(drive, range(plan.workers)))
+    return plan.workers * plan.max_batch * MEASURE_CALLS / max(clock() - begun, 1e-9)

@@ -15,7 +15,6 @@ import ctypes
 import logging
 import queue
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +35,6 @@ WEIGHT_COPIES = 2
 """Copies of the weights that a compiled form keeps: the given ones and those packed for its kernels."""
 WORKSPACE_BYTES = 28
 """Bytes of activations and kernels a tensor pixel: 9 MB at 640 x 480, as measured with YOLO26n."""
-CLEARLY_FASTER = 1.1
-"""A form on all threads must answer a lone image sooner than a lane's by this factor."""
-TIMED_CALLS = 3
 STREAM_DEADLINE_S = 60.0
 """Longest wait for a stream; calls take milliseconds, so a longer one means that the runtime hangs."""
 
@@ -93,7 +89,7 @@ class OpenVinoSession:
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
     def warm(self, shape: Shape, *, alone: bool = False) -> bool:
-        """Compile forms of ``shape``, one a stream or one on all threads; keep them if they agree, and are worth it."""
+        """Compile forms of ``shape``, one a stream or one on all threads; keep them if they agree."""
         with self._lock:
             if not self._general:
                 return False
@@ -157,12 +153,6 @@ class OpenVinoSession:
         request = self._requests(self._fixed(shape), streams=1, threads=self._threads)[0]
         if not self._agrees(request, shape):
             return False
-        lane = self._lanes.get(shape)
-        if lane is not None:
-            with self._stream() as stream:  # its request may be busy otherwise
-                slow = _seconds(lane[stream], shape)
-            if slow < CLEARLY_FASTER * _seconds(request, shape):
-                return False
         with self._lock:
             if self._general:
                 self._alone[shape] = request
@@ -224,13 +214,3 @@ def _run(request: Any, image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def _probe(shape: Shape) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (1, *shape, 3), np.uint8)
-
-
-def _seconds(request: Any, shape: Shape) -> float:
-    probe = _probe(shape)
-    best = float("inf")
-    for _ in range(TIMED_CALLS):
-        begun = time.perf_counter()
-        _run(request, probe)
-        best = min(best, time.perf_counter() - begun)
-    return best
