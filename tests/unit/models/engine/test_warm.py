@@ -74,6 +74,14 @@ def test_the_fastest_plan_wins(make_release: Callable, seconds_a_call: Callable,
     assert chosen(make_release, seconds_a_call, PLANS, 1000.0)[0] == Plan(winner, 1)
 
 
+def test_where_lone_calls_take_all_threads_the_most_lanes_win_a_draw(make_release: Callable) -> None:
+    """Fewer lanes answer nobody sooner there, so they must be clearly faster."""
+    plans = [Plan(4, 1, alone=True), Plan(1, 1)]
+    draw, _ = chosen(make_release, lambda lanes: 0.01 * lanes, plans, 1000.0)
+    loss, _ = chosen(make_release, lambda lanes: 0.012 * lanes if lanes > 1 else 0.01, plans, 1000.0)
+    assert (draw.lanes, loss.lanes) == (4, 1)
+
+
 def test_the_budget_ends_the_search(make_release: Callable) -> None:
     """When time is up the best so far serves."""
     plan, backend = chosen(make_release, lambda _lanes: 0.01, PLANS, 0.0)
