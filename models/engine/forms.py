@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from models.engine.backends.backend import Session, Shape
 
-EARNED_AFTER = 64
+EARNED_AFTER = 32
 """Images of a shape before forms are made for lanes: about as many as the forms must serve to earn their making."""
 ALONE_EARNED_AFTER = 8
 """The same for a call that is alone: then there is time, and whoever sends one image after the other waits for it."""

@@ -78,7 +78,7 @@ def test_where_lone_calls_take_all_threads_the_most_lanes_win_a_draw(make_releas
     """Fewer lanes answer nobody sooner there, so they must be clearly faster."""
     plans = [Plan(4, 1, alone=True), Plan(1, 1)]
     draw, _ = chosen(make_release, lambda lanes: 0.01 * lanes, plans, 1000.0)
-    loss, _ = chosen(make_release, lambda lanes: 0.012 * lanes if lanes > 1 else 0.01, plans, 1000.0)
+    loss, _ = chosen(make_release, lambda lanes: 0.014 * lanes if lanes > 1 else 0.01, plans, 1000.0)
     assert (draw.lanes, loss.lanes) == (4, 1)
 
 
