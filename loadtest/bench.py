@@ -40,6 +40,8 @@ SWAPS = ("2", "1", "2")
 """Versions promoted one after another while the memory is watched."""
 IN_PROCESS_WARMUP_S = 60.0
 """Time in which the engine makes forms for the shapes that come often."""
+LONE_WARMUP_S = 20.0
+"""Time in which the service makes forms for lone images."""
 PEER_WARMUP = 256
 """Requests before a peer is measured: none of them compiles anything under load."""
 IMPORTANT = ("fastapi", "pytriton")
@@ -94,6 +96,7 @@ class Bench:
         with servers.steelyard("--model", releases.MODEL, home=self._home) as server:
             with self._doing("steelyard: warming up"):
                 measures.warm_up(server, self.source, options.warmup)
+                measures.load(server, self.source, LONE_WARMUP_S, "--clients", "1")
                 lone = measures.load(server, self.source, options.seconds, "--clients", "1")
             with self._doing(f"steelyard: idle for {options.idle:.0f} s"):
                 found["idle"] = measures.idle(server, options.idle)
@@ -120,6 +123,8 @@ class Bench:
         options = self.options
         with self._start(name) as server:
             measures.warm_up(server, self.source, options.warmup if name == OWN else PEER_WARMUP)
+            if name == OWN:
+                measures.load(server, self.source, LONE_WARMUP_S, "--clients", "1")
             lone = measures.load(server, self.source, options.seconds, "--clients", "1")
             if name not in self._best_clients:
                 sweep = {

@@ -18,6 +18,8 @@ EARNED_AFTER = 32
 """Images of a shape before forms are made for lanes: about as many as the forms must serve to earn their making."""
 ALONE_EARNED_AFTER = 8
 """The same for a call that is alone: then there is time, and whoever sends one image after the other waits for it."""
+ALONE_KNOWN_AFTER = 2
+"""The same for a shape that has forms for lanes: it is known to come often, and now it comes alone."""
 FADE_EVERY = 4096
 """Images after which all counts are halved, and forms that could not be made may be tried again."""
 CLEARLY_MORE = 2
@@ -84,7 +86,10 @@ class FormCache:
                 self._seen = Counter({each: seen // 2 for each, seen in self._seen.items() if seen > 1})
                 self._failed.clear()
             seen = self._seen[form]
-            earned = ALONE_EARNED_AFTER if form.alone else EARNED_AFTER
+            earned = EARNED_AFTER
+            if form.alone:
+                known = form._replace(alone=False) in self._warm
+                earned = ALONE_KNOWN_AFTER if known else ALONE_EARNED_AFTER
             if seen < earned or self._making is not None or form in self._warm:
                 return False
             if form in self._useless or form in self._failed:

@@ -11,7 +11,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from models.engine.backends.backend import Plan
 from models.engine.backends.fake import FakeBackend
-from models.engine.forms import ALONE_EARNED_AFTER, CLEARLY_MORE, EARNED_AFTER, FADE_EVERY, Form, FormCache
+from models.engine.forms import (
+    ALONE_EARNED_AFTER,
+    ALONE_KNOWN_AFTER,
+    CLEARLY_MORE,
+    EARNED_AFTER,
+    FADE_EVERY,
+    Form,
+    FormCache,
+)
 from models.errors import BackendError
 from models.types import Contract, Release, Thresholds
 
@@ -82,6 +90,19 @@ def test_lanes_and_alone_earn_for_themselves() -> None:
     assert cache.used() == 3 * 32 * 32
     assert use(cache, Form(session, SMALL), 1)
     assert cache.used() == (1 + 3) * 3 * 32 * 32
+
+
+def test_a_known_shape_that_comes_alone_needs_no_second_proof() -> None:
+    """With forms for lanes, a second lone image of the shape is enough; without, it takes more."""
+    session = new_session()
+    cache = cache_of(PLENTY, session)
+    assert use(cache, Form(session, SMALL), EARNED_AFTER)
+    assert [cache.note(Form(session, shape, alone=True), 1) for shape in (SMALL, OTHER) for _ in range(2)] == [
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_one_form_is_made_at_a_time() -> None:
@@ -273,7 +294,9 @@ def test_a_form_displaces_only_by_law(budget: int, uses: list[tuple[tuple[int, i
         seen[form] = seen.get(form, 0) + images
         before = set(cache.forms(session))
         if cache.note(form, images):
-            assert seen[form] >= (ALONE_EARNED_AFTER if alone else EARNED_AFTER)
+            known = Form(session, shape) in before
+            least = ALONE_KNOWN_AFTER if known else ALONE_EARNED_AFTER
+            assert seen[form] >= (least if alone else EARNED_AFTER)
             assert cache.warm(form)
         after = set(cache.forms(session))
         assert all(CLEARLY_MORE * seen[gone] < seen[form] for gone in before - after)
