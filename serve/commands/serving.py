@@ -36,9 +36,11 @@ def serve(
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on; default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port to listen on; default 8000.")] = None,
     backend: Annotated[
-        str | None, typer.Option("--backend", help="auto, openvino, onnxruntime or fake; default auto.")
+        str | None, typer.Option("--backend", help="auto, openvino, onnxruntime, torch or fake; default auto.")
     ] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="auto, fp32 or bf16; default auto.")] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="auto, fp32, bf16 or fp16; default auto.")
+    ] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -86,7 +86,7 @@ def detect_all(release: Release, images: list[Path], *, backend: str, precision:
     return asyncio.run(scene())
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "torch"])
 def test_bus_agrees_box_by_box(pair: Pair, backend: str) -> None:
     """In fp32 every box of bus.jpg lies within 1 pixel and 0.01 of YOLO.predict: 1 bus and 4 persons."""
     pytest.importorskip(backend)
