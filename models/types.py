@@ -75,6 +75,8 @@ class RequestContext:
     """Moment on ``time.monotonic``'s clock (seconds) after which no answer is wanted."""
     principal: str | None = None
     traceparent: str | None = None
+    client_id: str | None = None
+    """Whom the client says that it is, the same in all its requests; None where it does not say."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

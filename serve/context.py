@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 REQUEST_ID: Final = b"x-request-id"
 REQUEST_TIMEOUT: Final = b"x-request-timeout"
 TRACEPARENT: Final = b"traceparent"
+CLIENT_ID: Final = b"x-client-id"
 _SCOPE_KEY: Final = "steelyard.context"
 
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -45,17 +46,21 @@ def build_context(
     """Return the context of a request that arrived at ``now`` (seconds on ``time.monotonic``'s clock).
 
     The deadline is ``longest_s`` away, or nearer where ``X-Request-Timeout`` asks for less (seconds, > 0).
-    A ``traceparent`` that is not W3C Trace Context level 1 is ignored, as that standard demands.
+    A ``traceparent`` that is not W3C Trace Context level 1 is ignored, as that standard demands. ``X-Client-Id`` counts
+    where it is 1 to 128 of ``A-Za-z0-9._:-``; a client with any other, or with none, cannot be followed.
     Raises OptionError where the timeout is no positive number.
     """
     allowed_s = longest_s
     traceparent: str | None = None
+    client_id: str | None = None
     for name, value in headers:
         if name == REQUEST_TIMEOUT:
             allowed_s = min(longest_s, _seconds(value.decode("latin-1")))
         elif name == TRACEPARENT and _TRACEPARENT.fullmatch(value):
             traceparent = value.decode("ascii")
-    return RequestContext(request_id=request_id, deadline=now + allowed_s, traceparent=traceparent)
+        elif name == CLIENT_ID and _SANE_ID.fullmatch(value):
+            client_id = value.decode("ascii")
+    return RequestContext(request_id=request_id, deadline=now + allowed_s, traceparent=traceparent, client_id=client_id)
 
 
 def _seconds(text: str) -> float:

@@ -25,7 +25,7 @@ from models.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
     from concurrent.futures import Executor
 
     from models.engine.backends.backend import Plan
@@ -50,6 +50,11 @@ class BatchLease(Protocol):
     @property
     def plan(self) -> Plan:
         """Return how many batches may run at once and how many items each may hold."""
+        ...
+
+    @property
+    def reserved(self) -> int | None:
+        """Return the lane that the batcher must not use now, None where it may use all."""
         ...
 
     def end(self) -> None:
@@ -81,7 +86,7 @@ class Batcher(Generic[JobT, ResultT, LeaseT]):
 
     def __init__(
         self,
-        lease: Callable[[], LeaseT | None],
+        lease: Callable[[Hashable], LeaseT | None],
         run: Callable[[LeaseT, Sequence[JobT], Lane], Sequence[ResultT | Exception]],
         executor: Executor,
         *,
@@ -93,7 +98,8 @@ class Batcher(Generic[JobT, ResultT, LeaseT]):
         """Make an empty batcher.
 
         Args:
-            lease: takes a lease of what serves now, None when nothing does; called in the tick in which a batch starts.
+            lease: takes a lease of what answers a group now, None when nothing does; called in the tick in which a
+                batch of that group starts.
             run: blocks on a thread of ``executor``: (lease, jobs, lane) -> one result or error a job, in order.
             executor: has at least as many threads as the plans have workers.
             max_queue: most items that may wait, >= 1.
@@ -129,10 +135,27 @@ class Batcher(Generic[JobT, ResultT, LeaseT]):
         """Return how many batches run."""
         return len(self._running)
 
+    def running_jobs(self) -> Iterator[JobT]:
+        """Yield the jobs of the batches that run."""
+        return (item.job for _, items in self._running.values() for item in items)
+
     @property
     def held(self) -> bool:
         """Return whether batches are kept from starting."""
         return self._held
+
+    def spare_lane(self, plan: Plan) -> Lane | None:
+        """Return a lane that no batch uses, None unless a worker of ``plan`` is idle and nothing waits or is held."""
+        if self._queued or self._held or self._closed or len(self._running) >= plan.workers:
+            return None
+        free = (number for number in reversed(range(plan.lanes)) if number not in self._running)
+        number = next(free, None)
+        alone = plan.alone and not self._running and self._clock() >= self._crowded_until
+        return None if number is None else Lane(number, alone)
+
+    def lane_freed(self) -> None:
+        """Look again whether a batch may start: a reserved lane was given back."""
+        self._schedule_pump()
 
     def check_open(self) -> None:
         """Raise UnavailableError when no new item would be taken."""
@@ -206,30 +229,32 @@ class Batcher(Generic[JobT, ResultT, LeaseT]):
     def _pump(self) -> None:
         self._pump_scheduled = False
         while self._queued and not self._held and not self._closed:
-            lease = self._lease()
+            # Groups and their items keep the order of arrival, so the oldest item is the first of its group.
+            group = min(self._groups, key=lambda each: next(iter(self._groups[each])))
+            lease = self._lease(group)
             if lease is None:
                 return
-            items = self._take(lease.plan.max_batch) if len(self._running) < lease.plan.lanes else []
-            if not items:
+            if len(self._running) + (lease.reserved is not None) >= lease.plan.lanes:
                 lease.end()
                 return
-            self._start(lease, items)
+            items = self._take(group, lease.plan.max_batch)
+            if items:
+                self._start(lease, items)
+            else:
+                lease.end()
 
-    def _take(self, most: int) -> list[_Item[JobT, ResultT]]:
-        # Groups and their items keep the order of arrival, so the oldest item is the first of its group.
+    def _take(self, group: Hashable, most: int) -> list[_Item[JobT, ResultT]]:
         taken: list[_Item[JobT, ResultT]] = []
-        while self._groups and not taken:
-            oldest = min(self._groups.values(), key=lambda group: next(iter(group)))
-            for item in list(oldest.values()):
-                if len(taken) == most:
-                    break
-                self._remove(item)
-                if not item.future.done():  # expired or cancelled in this very tick
-                    taken.append(item)
+        for item in list(self._groups[group].values()):
+            if len(taken) == most:
+                break
+            self._remove(item)
+            if not item.future.done():  # expired or cancelled in this very tick
+                taken.append(item)
         return taken
 
     def _start(self, lease: LeaseT, items: list[_Item[JobT, ResultT]]) -> None:
-        number = next(number for number in count() if number not in self._running)
+        number = next(each for each in count() if each not in self._running and each != lease.reserved)
         begun = self._clock()
         # On arrival the next item may find a lane, so all threads are taken only where none is likely to come.
         shares = len(items) > 1 or bool(self._running) or bool(self._queued)

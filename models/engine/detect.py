@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -25,25 +25,34 @@ if TYPE_CHECKING:
     from models.types import Contract, Detections, DetectOptions, Release, Thresholds
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+class Begun(NamedTuple):
+    """That a lane took up an image: digest of the release, moment on the clock (seconds)."""
+
+    digest: str
+    at: float
+
+
+@dataclass(slots=True, eq=False)
 class Job:
-    """One decoded image. ``geometry`` is what of the contract shaped its tensor."""
+    """One decoded image. ``geometry`` is what of the contract shaped its tensor; ``begun`` is set by its lane."""
 
     tensor: NDArray[np.uint8]
     placement: Placement
     geometry: tuple[int, int, bool]
     options: DetectOptions
     decode_s: float
+    begun: Begun | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Encoded:
-    """One image that its lane will decode. ``shape`` is that of its tensor, once known."""
+    """One image that its lane will decode; the lane sets ``begun``, and ``shape`` to that of the tensor it made."""
 
     data: bytes
     options: DetectOptions
     deadline: float
     shape: tuple[int, int] | None = None
+    begun: Begun | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +98,9 @@ class Detecting:
         Raises BackendError where the runtime failed on the batch.
         """
         decoded: list[Job] = []
+        begun = Begun(lease.release.digest, self._clock())
+        for job in jobs:
+            job.begun = begun
         for job in jobs:
             if isinstance(job, Encoded):
                 return [self._answer(lease, each, lane) for each in jobs if isinstance(each, Encoded)]

@@ -2,7 +2,7 @@
 
 detect:  decode + letterbox (pool) -> queue -> batch, infer, postprocess (lane) -> Answer
          queue -> decode + letterbox, infer, postprocess (lane) -> Answer, where lanes decode
-weights: prepare (worker) -> candidate -> hold -> flip -> resume; the old one stays as ``previous``
+weights: prepare (worker) -> candidate -> [trial] -> hold -> flip -> resume; the old one stays as ``previous``
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import cv2
 
@@ -25,7 +25,11 @@ from models.engine.forms import Form, FormCache
 from models.engine.observe import NullObserver
 from models.engine.prepare import Preparer
 from models.engine.residents import Residents
+from models.engine.trial import Trial
+from models.engine.watch import Watch
 from models.errors import (
+    BackendError,
+    DeadlineExceededError,
     InvalidOptionError,
     SteelyardError,
     UnavailableError,
@@ -33,7 +37,7 @@ from models.errors import (
 from models.types import Answer, DetectOptions, Timings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
     from types import TracebackType
 
     from models.engine.backends.backend import Backend
@@ -42,16 +46,26 @@ if TYPE_CHECKING:
     from models.engine.observe import Observer
     from models.engine.prepare import SightTest
     from models.engine.slots import Lease
+    from models.evidence import Evidence
     from models.types import Detections, Release, RequestContext
 
 MOST_LANES = 64
 CLOSE_GRACE_S = 10.0
 """Longest time that running batches may take when the engine closes."""
 CANARY_TIMEOUT_S = 10.0
+OVERRUN_S = 2.0
+"""Seconds on a lane after which an image whose time runs out there counts as failed by the release, not by the load."""
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Group(NamedTuple):
+    """Images that may share a batch: digest of the candidate that they are for, "" for what serves, and their shape."""
+
+    digest: str
+    shape: Hashable
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +128,7 @@ class Engine:
         # The door below counts decoding images too. The batcher's own limit lies higher, so that an image whose tensor
         # must be made anew after a flip never finds it shut.
         self._batcher: Batcher[Job | Encoded, Seen | None, Lease] = Batcher(
-            self._slots.lease,
+            self._lease,
             self._detecting.run,
             self._lanes,
             max_queue=2 * limits.max_queue + MOST_LANES,
@@ -122,6 +136,8 @@ class Engine:
             started=self._batch_started,
             finished=self._batch_finished,
         )
+        self._watch = Watch(clock)
+        self._trial = Trial(self._slots, self._detecting.run, self._spare_lane, self._batcher.lane_freed)
 
     def _check_open(self) -> None:
         self._batcher.check_open()
@@ -145,7 +161,7 @@ class Engine:
         UnavailableError or BackendError. Cancelling takes the image out of the queue.
         """
         try:
-            answer = await self._detect(data, options, context.deadline)
+            answer = await self._detect(data, options, context.deadline, context.client_id)
         except asyncio.CancelledError:
             self._observer.refused("cancelled")
             raise
@@ -153,21 +169,24 @@ class Engine:
             self._observer.refused(error.code)
             raise
         self._observer.answered(answer)
+        self._count(data, options, answer)
         return answer
 
-    async def _detect(self, data: bytes, options: DetectOptions, deadline: float) -> Answer:
+    async def _detect(
+        self, data: bytes, options: DetectOptions, deadline: float, client_id: str | None = None
+    ) -> Answer:
         self._check_door(options, deadline)
         arrived = self._clock()
         spent_s = 0.0
         while True:
+            candidate = self._trial.route(client_id)
+            digest = "" if candidate is None else candidate.digest
             if self._decoded_by_lanes():
-                encoded = Encoded(data, options, deadline)
-                seen, _ = await self._batcher.submit(encoded, Encoded, deadline)
+                seen = await self._submit(Encoded(data, options, deadline), _Group(digest, None), deadline)
             else:
-                job = await self._decode(data, options, deadline)
+                job = await self._decode(data, options, candidate, deadline)
                 spent_s += job.decode_s
-                height, width = job.tensor.shape[:2]
-                seen, _ = await self._batcher.submit(job, (job.geometry, (height, width)), deadline)
+                seen = await self._submit(job, _Group(digest, (job.geometry, job.tensor.shape[:2])), deadline)
             if seen is not None:
                 break
             # A flip to a release of other geometry came between: the image needs another tensor.
@@ -184,6 +203,39 @@ class Engine:
             thresholds=seen.thresholds,
         )
 
+    async def _submit(self, image: Job | Encoded, group: _Group, deadline: float) -> Seen | None:
+        try:
+            seen, _ = await self._batcher.submit(image, group, deadline)
+        except BackendError:
+            self._count_failure(image)
+            raise
+        except DeadlineExceededError:
+            if image.begun is not None and self._clock() - image.begun.at >= OVERRUN_S:
+                self._count_failure(image)
+            raise
+        return seen
+
+    def _count(self, data: bytes, options: DetectOptions, answer: Answer) -> None:
+        resident = self._slots.find(answer.release.digest)
+        if resident is not None:
+            seconds = (answer.timings.infer_ms + answer.timings.post_ms) / 1e3
+            defaults = resident.release.thresholds
+            self._watch.answered(answer.generation, seconds, answer.detections, options, defaults)
+            self._trial.answered(data, options, answer, seconds)
+
+    def _count_failure(self, image: Job | Encoded) -> None:
+        if image.begun is not None:
+            self._watch.failed(image.begun.digest)
+            self._trial.failed(image.begun.digest)
+
+    def _lease(self, group: Hashable) -> Lease | None:
+        if isinstance(group, _Group) and group.digest:
+            return self._trial.lease(group.digest)
+        return self._slots.lease()
+
+    def _spare_lane(self, lease: Lease) -> Lane | None:
+        return None if self._decoding else self._batcher.spare_lane(lease.plan)
+
     def _check_door(self, options: DetectOptions, deadline: float) -> None:
         self._batcher.check_open()
         names = self._serving().contract.names
@@ -198,9 +250,9 @@ class Engine:
         active = self._slots.active
         return active is not None and active.session.plan.decodes
 
-    async def _decode(self, data: bytes, options: DetectOptions, deadline: float) -> Job:
+    async def _decode(self, data: bytes, options: DetectOptions, candidate: Release | None, deadline: float) -> Job:
         self._batcher.check_open()
-        contract = self._serving().contract
+        contract = (candidate or self._serving()).contract
         remaining = deadline - self._clock()
         self._decoding += 1
         try:
@@ -236,11 +288,41 @@ class Engine:
         Raises ReleaseFaultError (step ``commit``) when it is not resident.
         """
         release = self._residents.flip(digest, generation)
+        # Only now: whoever was answered by the candidate must not meet the old release once more.
+        self._trial.end()
+        self._watch.flipped(digest, generation)
         self._observer.flipped(release.ident, generation)
 
     def discard(self, digest: str) -> None:
-        """Drop the candidate of that digest, if it is one."""
+        """Drop the candidate of that digest, if it is one, and end its trial."""
+        self._trial.end(digest)
         self._slots.discard(digest)
+
+    def begin_trial(self, digest: str, generation: int, *, canary: float, shadow: float) -> None:
+        """Begin a trial step of the resident release of ``digest``, or its next one, with new evidence.
+
+        From now on it answers the clients whose place is below ``canary`` (0 to 1), under ``generation``, and looks
+        unseen at the share ``shadow`` (0 to 1) of the other images. The trial lasts until ``end_trial``, ``discard`` or
+        a flip. Between two steps, and before a flip, it must not be ended: its clients would go back.
+        Raises ReleaseFaultError or ReleaseRejectedError (step ``shadow`` or ``canary``).
+        """
+        self._trial.begin(digest, generation, canary, shadow)
+
+    def end_trial(self) -> None:
+        """Let the serving release answer every client again and forget the step's evidence. Idempotent."""
+        self._trial.end()
+
+    def evidence(self) -> Evidence:
+        """Return what the trial step under way has shown so far; it only grows until the next step begins."""
+        return self._trial.evidence()
+
+    def watch(self) -> Evidence:
+        """Return what the serving release has shown on live images since its flip."""
+        return self._watch.evidence()
+
+    def watch_before(self) -> Evidence:
+        """Return what the release before the last flip had shown in its last hour; fixed until the next flip."""
+        return self._watch.evidence_before()
 
     def fail_all(self, message: str | None) -> None:
         """Refuse queued and new images with UnavailableError(message) until called with None."""
@@ -259,6 +341,7 @@ class Engine:
 
     async def close(self) -> None:
         """End every request, wait a bounded time for running batches, free all releases. Idempotent."""
+        await self._trial.close(CLOSE_GRACE_S)
         await self._batcher.close(CLOSE_GRACE_S)
         self._decoders.shutdown(wait=False)
         self._lanes.shutdown(wait=False)
@@ -319,7 +402,16 @@ class Engine:
         self._observer.batch_finished(lease.release.ident, len(jobs), seconds, error)
         if error is None:
             self._door.finished(len(jobs), seconds)
-            first = jobs[0]
-            shape = first.shape if isinstance(first, Encoded) else first.tensor.shape[:2]
+            shape = _shape(jobs[0])
             if shape is not None:
-                self._residents.warm_if_earned(Form(lease.session, (shape[0], shape[1]), lane.alone), len(jobs))
+                # Every lane that runs this shape now would have needed a copy of its own.
+                beside = 0 if lane.alone else sum(_shape(each) == shape for each in self._batcher.running_jobs())
+                for copy in range(beside + 1):
+                    self._residents.warm_if_earned(Form(lease.session, shape, lane.alone, copy), len(jobs))
+        self._trial.pump()
+
+
+def _shape(image: Job | Encoded) -> tuple[int, int] | None:
+    if isinstance(image, Encoded):
+        return image.shape
+    return image.tensor.shape[0], image.tensor.shape[1]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from models.engine.backends.backend import Session, Shape
 
-EARNED_AFTER = 32
+EARNED_AFTER = 16
 """Images of a shape before forms are made for lanes: about as many as the forms must serve to earn their making."""
 ALONE_EARNED_AFTER = 8
 """The same for a call that is alone: then there is time, and whoever sends one image after the other waits for it."""
@@ -27,16 +27,20 @@ CLEARLY_MORE = 2
 
 
 class Form(NamedTuple):
-    """What is made warm: ``shape`` in ``session``, for its lanes or for a call that is ``alone``."""
+    """What is made warm: ``shape`` in ``session``, for its lanes or for a call that is ``alone``.
+
+    copy: 0 for the first lane that runs the shape; 1 and up for those that run it at the same time.
+    """
 
     session: Session
     shape: Shape
     alone: bool = False
+    copy: int = 0
 
     @property
     def cost(self) -> int:
         """Return an estimate of the bytes it takes."""
-        return self.session.shape_cost(self.shape, alone=self.alone)
+        return self.session.shape_cost(self.shape, alone=self.alone, copy=self.copy)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,6 +98,8 @@ class FormCache:
                 return False
             if form in self._useless or form in self._failed:
                 return False
+            if form.copy and form._replace(copy=form.copy - 1) not in self._warm:
+                return False
             if self._victims(form.cost, most=seen // CLEARLY_MORE) is None:
                 return False
             self._making = form
@@ -135,7 +141,7 @@ class FormCache:
                 self._warm[form] = cost
             _forget(victims)
             try:
-                kept = form.session.warm(form.shape, alone=form.alone)
+                kept = form.session.warm(form.shape, alone=form.alone, copy=form.copy)
             except BaseException:
                 self._refuse(form, self._failed)
                 raise
@@ -160,7 +166,7 @@ class FormCache:
             return tuple(sorted(mine, key=self._count, reverse=True))
 
     def used(self) -> int:
-        """Return the bytes that releases and forms take together, by estimate."""
+        """Return the bytes that releases and forms take together, by estimate; the budget unless releases exceed it."""
         with self._lock:
             return sum(self._held.values()) + sum(self._warm.values())
 
@@ -199,4 +205,4 @@ class FormCache:
 
 def _forget(forms: list[Form]) -> None:
     for form in forms:
-        form.session.forget(form.shape, alone=form.alone)
+        form.session.forget(form.shape, alone=form.alone, copy=form.copy)

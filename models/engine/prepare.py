@@ -145,7 +145,8 @@ class Preparer:
         if warm_like is None:
             # Measuring the plans has made this one already; here it is put on the books.
             first = common_shapes(contract)[0]
-            wanted[Form(session, first)] = np.full((*first, 3), PAD_VALUE, np.uint8)
+            for copy in range(session.plan.workers):
+                wanted[Form(session, first, copy=copy)] = np.full((*first, 3), PAD_VALUE, np.uint8)
         for image in release.golden:
             tensor, _ = letterbox(_decode_golden(image.data), contract)
             wanted[Form(session, (tensor.shape[0], tensor.shape[1]))] = tensor

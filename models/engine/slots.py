@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Resident:
-    """A loaded release. ``renamed``: the same content under another version, in force from its next flip."""
+    """A loaded release.
+
+    renamed: the same content under another version, in force from its next flip. reserved: a lane that somebody uses
+    whom the batcher does not know of.
+    """
 
     release: Release
     session: Session
     leases: int = 0
     retired: bool = False
     renamed: Release | None = None
+    reserved: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +48,15 @@ class Lease:
     def plan(self) -> Plan:
         """Return how the leased session wants to be driven."""
         return self.session.plan
+
+    @property
+    def reserved(self) -> int | None:
+        """Return the lane of the leased session that is not the batcher's to use now."""
+        return self._resident.reserved
+
+    def reserve(self, lane: int | None) -> None:
+        """Keep ``lane`` from the batcher; None gives it back."""
+        self._resident.reserved = lane
 
     def end(self) -> None:
         """Give the release back; idempotent."""
@@ -67,6 +81,17 @@ class Slots:
     def lease(self) -> Lease | None:
         """Pin the active release and return the lease; None when nothing is active."""
         return None if self.active is None else self._lease(self.active)
+
+    def lease_resident(self, digest: str, generation: int) -> Lease | None:
+        """Pin the release of that digest, active or not, to answer under ``generation``; None when it is not resident.
+
+        Where its content waits to serve under another version, the lease bears that one already.
+        """
+        resident = self.find(digest)
+        if resident is None:
+            return None
+        resident.leases += 1
+        return Lease(resident.renamed or resident.release, resident.session, generation, resident, self)
 
     def offer(self, release: Release, session: Session) -> None:
         """Make a loaded release the candidate; another candidate is retired."""

@@ -87,13 +87,13 @@ def _rate(session: Session, shape: Shape, clock: Callable[[], float]) -> float:
     """Return images a second with every worker busy."""
     plan = session.plan
     batch = np.zeros((plan.max_batch, *shape, 3), np.uint8)
-    session.warm(shape)
 
     def drive(lane: int) -> None:
         for _ in range(MEASURE_CALLS):
             session.infer(batch, lane)
 
     with ThreadPoolExecutor(plan.workers, thread_name_prefix="measure") as pool:
+        list(pool.map(lambda lane: session.warm(shape, copy=lane), range(plan.workers)))
         list(pool.map(lambda lane: session.infer(batch, lane), range(plan.workers)))
         fastest = math.inf
         for _ in range(MEASUREMENTS):

@@ -99,8 +99,9 @@ class NativeApi:
     ) -> Sequence[Outcome]:
         """Answer all images at the same time, all from one release.
 
-        A swap may fall between two images of one request. Then those that an older generation answered are run
-        again, so that the metadata's one version is true of every image.
+        A swap, or the end of a trial, may fall between two images of one request. Then those that were answered by
+        another generation than the newest of the last round are run again, so that the metadata's one version is true
+        of every image.
         """
         outcomes: list[Outcome | None] = [image if isinstance(image, SteelyardError) else None for image in images]
         for _ in range(ATTEMPTS):
@@ -117,7 +118,7 @@ class NativeApi:
                     }
                 for index, task in tasks.items():
                     outcomes[index] = task.result()
-            stale = _stale(outcomes, names if asked.classes is not None else None)
+            stale = _stale(outcomes, todo, names if asked.classes is not None else None)
             if not stale:
                 return [outcome for outcome in outcomes if outcome is not None]
             for index in stale:
@@ -149,14 +150,19 @@ def _names_now(engine: Detector) -> tuple[str, ...]:
     return serving.contract.names
 
 
-def _stale(outcomes: Sequence[Outcome | None], names: tuple[str, ...] | None) -> list[int]:
-    """Return the images to run again: answered by an older generation, or under other class names than resolved."""
+def _stale(outcomes: Sequence[Outcome | None], latest: Sequence[int], names: tuple[str, ...] | None) -> list[int]:
+    """Return the images to run again: not answered by the generation that answers now, or under other class names.
+
+    latest: the images of the last round; what they were answered by answers now, even where it is an older generation
+    because a trial has ended. names: those that class ids were resolved by; a version may know further ones.
+    """
     answers = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, Answer)}
     if not answers:
         return []
-    newest = max(answer.generation for answer in answers.values())
+    told = [answers[index] for index in latest if index in answers] or answers.values()
+    current = max(answer.generation for answer in told)
     return [
         index
         for index, answer in answers.items()
-        if answer.generation != newest or (names is not None and answer.names != names)
+        if answer.generation != current or (names is not None and answer.names[: len(names)] != names)
     ]

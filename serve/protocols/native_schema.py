@@ -172,6 +172,15 @@ _HEADERS: Final[dict[str, dict[str, Any]]] = {
         "schema": {"type": "string"},
     },
 }
+CLIENT_ID_PARAMETER: Final = {
+    "name": "X-Client-Id",
+    "in": "header",
+    "description": (
+        "Who the client is, the same in all its requests, 1 to 128 of `A-Za-z0-9._:-`. While a new version is tried on "
+        "some clients, one with an id meets it for as long as that lasts; one without keeps the serving version."
+    ),
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+}
 _RESPONSES: Final = {
     **answer("At least one image was answered.", DetectAnswer, **_HEADERS),
     **problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
@@ -189,7 +198,7 @@ def _documentation(operation_id: str, summary: str, *parameters: dict[str, Any])
         "description": _DESCRIPTION,
         "operation_id": operation_id,
         "openapi_extra": {
-            "parameters": [*parameters, *OPTIONS, REQUEST_ID_PARAMETER, TIMEOUT_PARAMETER],
+            "parameters": [*parameters, *OPTIONS, REQUEST_ID_PARAMETER, CLIENT_ID_PARAMETER, TIMEOUT_PARAMETER],
             "requestBody": _BODY,
             "responses": _RESPONSES,
         },

@@ -54,20 +54,21 @@ class Session(Protocol):
         """
         ...
 
-    def warm(self, shape: Shape, *, alone: bool = False) -> bool:
+    def warm(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> bool:
         """Make batches of ``shape`` as fast as they get, on the lanes or ``alone``. Raises BackendError.
 
+        copy: 0 for what one lane needs; 1 and up for what so many more lanes need that run this shape at the same time.
         Returns whether that changed how they run; False when it is not worth its memory. May run while ``infer`` does.
         Answers move by at most 0.5 pixel of the tensor and 0.01 of score by it.
         """
         ...
 
-    def forget(self, shape: Shape, *, alone: bool = False) -> None:
+    def forget(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> None:
         """Free what ``warm`` made for ``shape``, if anything; ``infer`` still takes the shape. May run beside it."""
         ...
 
-    def shape_cost(self, shape: Shape, *, alone: bool = False) -> int:
-        """Return an estimate of the bytes that ``warm`` keeps for ``shape``, >= 0."""
+    def shape_cost(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> int:
+        """Return an estimate of the bytes that such a ``warm`` keeps for ``shape``, >= 0."""
         ...
 
     def close(self) -> None:

@@ -128,16 +128,19 @@ class FakeSession:
         finally:
             self._lanes[lane].release()
 
-    def warm(self, shape: Shape, *, alone: bool = False) -> bool:
-        """Remember the shape."""
+    def warm(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> bool:
+        """Remember the shape, which one copy serves on every lane."""
+        if copy:
+            return False
         (self.warmed_alone if alone else self.warmed).add(shape)
         return True
 
-    def forget(self, shape: Shape, *, alone: bool = False) -> None:
+    def forget(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> None:
         """Drop the shape."""
-        (self.warmed_alone if alone else self.warmed).discard(shape)
+        if not copy:
+            (self.warmed_alone if alone else self.warmed).discard(shape)
 
-    def shape_cost(self, shape: Shape, *, alone: bool = False) -> int:
+    def shape_cost(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> int:  # noqa: ARG002 - there is one
         """Return the bytes of one tensor, a lane or alone."""
         return shape[0] * shape[1] * 3 * (1 if alone else self.plan.lanes)
 

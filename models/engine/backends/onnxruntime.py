@@ -190,16 +190,17 @@ class OnnxRuntimeSession:
             raise BackendError(msg) from error
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
-    def warm(self, shape: Shape, *, alone: bool = False) -> bool:
+    def warm(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> bool:
         """Run one blank image, so that the memory of this shape is there."""
-        if not alone:
-            self.infer(np.zeros((1, *shape, 3), np.uint8), 0)
-        return not alone
+        if alone or copy:
+            return False
+        self.infer(np.zeros((1, *shape, 3), np.uint8), 0)
+        return True
 
-    def forget(self, shape: Shape, *, alone: bool = False) -> None:
+    def forget(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> None:
         """Keep everything: nothing belongs to one shape."""
 
-    def shape_cost(self, shape: Shape, *, alone: bool = False) -> int:  # noqa: ARG002 - nothing belongs to one shape
+    def shape_cost(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> int:  # noqa: ARG002 - nothing belongs to one shape
         """Return 0."""
         return 0
 

@@ -284,19 +284,19 @@ class OnnxRuntimeGpuSession:
             msg = "the detector failed on this batch; send the image again"
             raise BackendError(msg) from error
 
-    def warm(self, shape: Shape, *, alone: bool = False) -> bool:
+    def warm(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> bool:
         """Run a blank batch of one image and one of the most, so that kernels are chosen and memory is there."""
-        if alone:
+        if alone or copy:
             return False
         for count in dict.fromkeys((1, self.plan.max_batch)):
             for lane in range(self.plan.lanes):
                 self.infer(np.zeros((count, *shape, CHANNELS), np.uint8), lane)
         return True
 
-    def forget(self, shape: Shape, *, alone: bool = False) -> None:
+    def forget(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> None:
         """Keep everything: nothing belongs to one shape."""
 
-    def shape_cost(self, shape: Shape, *, alone: bool = False) -> int:  # noqa: ARG002 - nothing belongs to one shape
+    def shape_cost(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> int:  # noqa: ARG002 - nothing belongs to one shape
         """Return 0."""
         return 0
 

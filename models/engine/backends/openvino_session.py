@@ -1,9 +1,8 @@
 """One release in OpenVINO: a form for every size, and forms of their own for the sizes that come often.
 
-Each thread that drives a lane has a stream, a compiled network to itself on its share of the threads. One network of
-several streams is slower once there are several sizes: every compiled network brings threads, which land on each
-other's cores (measured on two cores with 20 sizes: 46 images a second with pinned streams, 54 with free ones, 65 with
-a network a stream). A lone image may take a network on all threads.
+A form of its own is a compiled network of one stream, which runs on the thread that calls it: with several streams it
+would run on threads of its own, and those of twenty networks wake up on each other's cores. So lanes that run one size
+side by side need a copy each. One more form, on all threads, is for an image that is alone.
 
 Every form must answer a probe exactly as the general form does before it may serve, so which form ran never shows.
 """
@@ -15,8 +14,8 @@ import ctypes
 import logging
 import queue
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,12 +30,29 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WEIGHT_COPIES = 2
-"""Copies of the weights that a compiled form keeps: the given ones and those packed for its kernels."""
-WORKSPACE_BYTES = 28
-"""Bytes of activations and kernels a tensor pixel: 9 MB at 640 x 480, as measured with YOLO26n."""
+FORM_BYTES = 21 * 1024**2
+"""Graph, kernels and fragments of the heap in a compiled form of YOLO26n; 31 MiB resident in all at 640 x 480."""
+PACKED = 0.6
+"""Bytes of weights packed for the kernels, for each byte of the network's file (bf16 halves it)."""
+WORKSPACE_BYTES = 16
+"""Bytes of activations a tensor pixel: 5 MB at 640 x 480."""
 STREAM_DEADLINE_S = 60.0
 """Longest wait for a stream; calls take milliseconds, so a longer one means that the runtime hangs."""
+
+
+class _Key(NamedTuple):
+    shape: Shape
+    alone: bool
+    copy: int
+
+
+@dataclass(slots=True, eq=False)
+class _Network:
+    """A form of one size. kept: whether it may serve again once its call returns."""
+
+    request: Any
+    alone: bool
+    kept: bool = True
 
 
 class OpenVinoSession:
@@ -68,18 +84,20 @@ class OpenVinoSession:
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for stream in range(self._streams):
             self._free.put(stream)
-        self._lanes: dict[Shape, list[Any]] = {}
-        self._alone: dict[Shape, Any] = {}
+        self._forms: dict[_Key, _Network] = {}
+        self._idle: dict[tuple[Shape, bool], list[_Network]] = {}
 
     def infer(self, batch: NDArray[np.uint8], lane: int, *, alone: bool = False) -> NDArray[np.float32]:  # noqa: ARG002
         """Run the images one by one, on the next free stream or on all threads; ``lane`` does not matter."""
         shape = (batch.shape[1], batch.shape[2])
         try:
             with self._stream() as stream:
-                request = self._alone.get(shape) if alone else None
-                if request is None:
-                    request = self._lanes.get(shape, self._general)[stream]
-                outputs = [_run(request, batch[index : index + 1]) for index in range(len(batch))]
+                taken = self._take(shape, alone=alone)
+                request = self._general[stream] if taken is None else taken.request
+                try:
+                    outputs = [_run(request, batch[index : index + 1]) for index in range(len(batch))]
+                finally:
+                    self._put_back(shape, taken)
         except IndexError:
             msg = "a closed session was used. This is a bug."
             raise BackendError(msg) from None
@@ -88,37 +106,48 @@ class OpenVinoSession:
             raise BackendError(msg) from error
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
-    def warm(self, shape: Shape, *, alone: bool = False) -> bool:
-        """Compile forms of ``shape``, one a stream or one on all threads; keep them if they agree."""
+    def warm(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> bool:
+        """Compile a form of ``shape`` for one lane more, or one on all threads; keep it if it agrees."""
+        key = _Key(shape, alone, copy)
+        if copy >= (1 if alone else self._streams):
+            return False
         with self._lock:
             if not self._general:
                 return False
-            if shape in (self._alone if alone else self._lanes):
+            if key in self._forms:
                 return True
         try:
-            return self._warm_alone(shape) if alone else self._warm_lanes(shape)
+            request = self._compile_fixed(shape, self._threads if alone else max(self._threads // self._streams, 1))
+            if not self._agrees(request, shape):
+                return False
         except RuntimeError as error:
             msg = f"the network cannot be compiled for tensors of {shape[0]} x {shape[1]}; it still runs, slower"
             raise BackendError(msg) from error
+        with self._lock:
+            if self._general:
+                network = self._forms[key] = _Network(request, alone)
+                self._idle.setdefault((shape, alone), []).append(network)
+        return True
 
-    def forget(self, shape: Shape, *, alone: bool = False) -> None:
+    def forget(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> None:
         """Drop a form; a call that runs on it keeps it alive until it returns."""
         with self._lock:
-            if alone:
-                self._alone.pop(shape, None)
-            else:
-                self._lanes.pop(shape, None)
+            network = self._forms.pop(_Key(shape, alone, copy), None)
+            if network is not None:
+                network.kept = False
+                idle = self._idle[shape, alone]
+                if network in idle:
+                    idle.remove(network)
 
-    def shape_cost(self, shape: Shape, *, alone: bool = False) -> int:
-        """Return about 30 MB a stream for YOLO26n at 640 x 480."""
-        networks = 1 if alone else self._streams
-        return networks * (WEIGHT_COPIES * self._weights + WORKSPACE_BYTES * shape[0] * shape[1])
+    def shape_cost(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> int:  # noqa: ARG002 - all take as much
+        """Return about 32 MB for YOLO26n at 640 x 480."""
+        return FORM_BYTES + int(PACKED * self._weights) + WORKSPACE_BYTES * shape[0] * shape[1]
 
     def close(self) -> None:
         """Drop every form."""
         with self._lock:
-            self._lanes.clear()
-            self._alone.clear()
+            self._forms.clear()
+            self._idle.clear()
             self._general = []
             self._model = None
         _give_back()
@@ -135,28 +164,20 @@ class OpenVinoSession:
         finally:
             self._free.put(stream)
 
-    def _warm_lanes(self, shape: Shape) -> bool:
-        model = self._fixed(shape)
-        share = max(self._threads // self._streams, 1)
-        # Nobody waits for a session before its first form; later ones are made beside requests, which need the cores.
-        with ThreadPoolExecutor(1 if self._lanes else self._streams, thread_name_prefix="compile") as pool:
-            networks = pool.map(lambda _: self._requests(model, streams=1, threads=share), range(self._streams))
-            requests = [network[0] for network in networks]
-        if not all(self._agrees(request, shape) for request in requests):
-            return False
+    def _take(self, shape: Shape, *, alone: bool) -> _Network | None:
+        """Return an idle form of ``shape``, the kind that was asked for before the other; None where there is none."""
         with self._lock:
-            if self._general:
-                self._lanes[shape] = requests
-        return True
+            for kind in (alone, not alone):
+                idle = self._idle.get((shape, kind))
+                if idle:
+                    return idle.pop()
+        return None
 
-    def _warm_alone(self, shape: Shape) -> bool:
-        request = self._requests(self._fixed(shape), streams=1, threads=self._threads)[0]
-        if not self._agrees(request, shape):
-            return False
-        with self._lock:
-            if self._general:
-                self._alone[shape] = request
-        return True
+    def _put_back(self, shape: Shape, network: _Network | None) -> None:
+        if network is not None:
+            with self._lock:
+                if network.kept:
+                    self._idle.setdefault((shape, network.alone), []).append(network)
 
     def _agrees(self, request: Any, shape: Shape) -> bool:
         """Return whether a form answers a picture of noise exactly as the general form does."""
@@ -175,12 +196,12 @@ class OpenVinoSession:
             self._check_open()
             return self._general[0].get_compiled_model().create_infer_request()
 
-    def _fixed(self, shape: Shape) -> Any:
+    def _compile_fixed(self, shape: Shape, threads: int) -> Any:
         with self._lock:
             self._check_open()
             model = self._model.clone()
         model.reshape([1, *shape, 3])
-        return model
+        return self._requests(model, streams=1, threads=threads)[0]
 
     def _check_open(self) -> None:
         if not self._general:

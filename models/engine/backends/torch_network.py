@@ -59,10 +59,12 @@ QUIET = {
 _importing = threading.Lock()
 
 
-def rebuild(files: Mapping[str, NDArray[np.uint8]], contract: Contract) -> Any:
-    """Return the network of ``files``, fp32 on the CPU, in evaluation mode, its batch norms folded, its head chosen.
+def rebuild(files: Mapping[str, NDArray[np.uint8]], contract: Contract, *, fold: bool = True) -> Any:
+    """Return the network of ``files``, fp32 on the CPU, in evaluation mode, its head chosen.
 
     Called with float (n, 3, h, w), 0 to 1, it answers (output, raw predictions), the output as ``contract.head`` says.
+    fold: fold batch norms into convolutions, which is faster and moves the last digits of an answer.
+
     Raises ReleaseRejectedError (step ``load``) when the files are missing, damaged or of another architecture.
     """
     import yaml  # noqa: PLC0415 - together with torch
@@ -82,7 +84,8 @@ def rebuild(files: Mapping[str, NDArray[np.uint8]], contract: Contract) -> Any:
         tensors = load(files[WEIGHTS].tobytes())
         network.load_state_dict({name: _widened(tensor) for name, tensor in tensors.items()}, strict=True)
         _choose_head(network, contract)
-        return network.float().eval().fuse(verbose=False).requires_grad_(requires_grad=False)
+        network = network.float().eval()
+        return (network.fuse(verbose=False) if fold else network).requires_grad_(requires_grad=False)
     except (ReleaseRejectedError, MemoryError):
         raise
     except (

@@ -136,9 +136,9 @@ class TorchSession:
             msg = "the detector failed on this batch; send the image again"
             raise BackendError(msg) from error
 
-    def warm(self, shape: Shape, *, alone: bool = False) -> bool:
+    def warm(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> bool:
         """Record the graphs of ``shape`` on every lane; on a CPU run one image, so that its kernels are made."""
-        if alone:
+        if alone or copy:
             return False
         if not self._records:
             self.infer(np.zeros((1, *shape, 3), np.uint8), 0)
@@ -153,18 +153,18 @@ class TorchSession:
                 raise BackendError(msg) from error
         return True
 
-    def forget(self, shape: Shape, *, alone: bool = False) -> None:
+    def forget(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> None:
         """Drop the graphs of ``shape``."""
-        if not alone:
+        if not alone and not copy:
             with self._lock:
                 self._forget(shape)
 
-    def shape_cost(self, shape: Shape, *, alone: bool = False) -> int:
+    def shape_cost(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> int:
         """Return the bytes of the outputs and graphs of ``shape`` on a GPU, 0 on a CPU.
 
         Images and activations lie in memory that all shapes of a lane share, sized for the largest.
         """
-        if alone or not self._records:
+        if alone or copy or not self._records:
             return 0
         sizes = buckets(self.plan.max_batch)
         row = 6 * 300

@@ -58,3 +58,13 @@ def test_only_a_standard_traceparent_is_passed_on(header: bytes, *, kept: bool) 
     """A broken trace header is ignored, as the standard demands, not refused."""
     context = build_context([(b"traceparent", header)], request_id="a", now=0.0, longest_s=30.0)
     assert context.traceparent == (header.decode() if kept else None)
+
+
+@pytest.mark.parametrize(
+    ("header", "client_id"),
+    [(b"till-7", "till-7"), (b"a" * 128, "a" * 128), (b"a" * 129, None), (b"", None), (b"a b", None), (b"\xff", None)],
+)
+def test_a_client_is_known_by_its_id(header: bytes, client_id: str | None) -> None:
+    """One that could not be an id is as good as none, never an error."""
+    context = build_context([(b"x-client-id", header)], request_id="a", now=0.0, longest_s=30.0)
+    assert context.client_id == client_id

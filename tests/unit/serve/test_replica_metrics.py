@@ -48,6 +48,7 @@ def test_every_series_names_its_replica(made: list[FakeInstrument]) -> None:
     """Counts of several replicas on a node do not overwrite each other."""
     sink = RaySink("r1")
     sink.counter(IMAGES).inc({"model": "checkout", "outcome": "ok"})
+    sink.refresh()
     sink.histogram(STAGE_SECONDS).observe({"model": "checkout", "stage": "infer"}, 0.02)
     assert [each.tags for each in made] == [{"replica": "r1"}] * 2
     assert all(each.arguments[-1][-1] == "replica" for each in made)
@@ -57,7 +58,9 @@ def test_every_series_names_its_replica(made: list[FakeInstrument]) -> None:
 
 def test_adding_nothing_is_no_error(made: list[FakeInstrument]) -> None:
     """An image without boxes adds 0, which Ray's counter would refuse."""
-    RaySink("r1").counter(IMAGES).inc({"model": "checkout", "outcome": "ok"}, 0.0)
+    sink = RaySink("r1")
+    sink.counter(IMAGES).inc({"model": "checkout", "outcome": "ok"}, 0.0)
+    sink.refresh()
     assert made[0].calls == []
 
 
@@ -68,9 +71,29 @@ def test_a_refresh_sets_every_gauge_to_its_last_value(made: list[FakeInstrument]
     gauge.set({"model": "checkout"}, 1.0)
     gauge.set({"model": "checkout"}, 2.0)
     gauge.set({"model": "street"}, 7.0)
-    made[0].calls.clear()
+    for _ in range(2):
+        made[0].calls.clear()
+        sink.refresh()
+        assert made[0].calls == [(2.0, {"model": "checkout"}), (7.0, {"model": "street"})]
+
+
+def test_a_refresh_tells_what_was_counted_since_the_last(made: list[FakeInstrument]) -> None:
+    """Ray is asked once a series however often it was counted, and nothing is told twice or lost."""
+    sink = RaySink("r1")
+    counter = sink.counter(IMAGES)
+    for outcome in ("ok", "ok", "overloaded", "ok"):
+        counter.inc({"model": "checkout", "outcome": outcome})
+    assert made[0].calls == []
     sink.refresh()
-    assert made[0].calls == [(2.0, {"model": "checkout"}), (7.0, {"model": "street"})]
+    assert made[0].calls == [
+        (3.0, {"model": "checkout", "outcome": "ok"}),
+        (1.0, {"model": "checkout", "outcome": "overloaded"}),
+    ]
+    made[0].calls.clear()
+    counter.inc({"model": "checkout", "outcome": "ok"}, 2.0)
+    sink.refresh()
+    sink.refresh()
+    assert made[0].calls == [(2.0, {"model": "checkout", "outcome": "ok"})]
 
 
 async def test_a_node_that_does_not_answer_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:

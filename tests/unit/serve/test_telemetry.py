@@ -61,6 +61,25 @@ def test_every_event_of_the_engine_is_counted() -> None:
         assert line in text, line
 
 
+def test_histograms_of_stages_and_batches_take_every_fourth() -> None:
+    """The first counts, then every fourth; answers, boxes and failures are counted each."""
+    sink = PrometheusSink()
+    observer = EngineMetrics(sink).of("checkout")
+    for size in range(1, 10):
+        observer.answered(answer())
+        observer.batch_started(ONE, size, 0)
+        observer.batch_finished(ONE, size, 0.04, RuntimeError() if size % 3 == 0 else None)
+    text = sink.render().decode()
+    for line in (
+        'steelyard_answers_total{model="checkout",version="1"} 9.0',
+        'steelyard_stage_seconds_count{model="checkout",stage="infer"} 3.0',
+        'steelyard_batch_images_sum{model="checkout"} 15.0',
+        'steelyard_batch_seconds_count{model="checkout"} 2.0',
+        'steelyard_batch_failures_total{model="checkout"} 3.0',
+    ):
+        assert line in text, line
+
+
 def test_several_models_share_one_set_of_instruments() -> None:
     """A process with two engines makes each metric once."""
     sink = PrometheusSink()

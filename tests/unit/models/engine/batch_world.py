@@ -40,6 +40,7 @@ class FakeLease:
     plan: Plan
     world: World
     shared: bool = False
+    reserved: int | None = None
 
     def end(self) -> None:
         """Give it back."""
@@ -62,6 +63,8 @@ class World:
     most_running: int = 0
     started_while_held: int = 0
     told_wrongly_alone: int = 0
+    reserved: int | None = None
+    leased_for: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Make the batcher."""
@@ -76,12 +79,13 @@ class World:
             finished=self.finished,
         )
 
-    def lease(self) -> FakeLease | None:
+    def lease(self, group: object) -> FakeLease | None:
         """Hand out a lease while serving."""
         if not self.serving:
             return None
         self.leases += 1
-        return FakeLease(self.plan, self)
+        self.leased_for.append(group)
+        return FakeLease(self.plan, self, reserved=self.reserved)
 
     def started(self, lease: FakeLease, size: int, queued: int) -> None:
         """Look at the batcher as a batch starts."""

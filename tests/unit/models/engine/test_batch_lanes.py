@@ -178,3 +178,85 @@ def test_a_finished_batch_is_told_of_with_its_lane(virtual_loop: type) -> None:
         assert told == [([(0, "good")], lane, 1.0, None), ([(1, "good")], lane, 1.0, failure)]
 
     play(virtual_loop, scene)
+
+
+def test_a_reserved_lane_is_left_alone(virtual_loop: type) -> None:
+    """Batches run beside it, one less at a time, and start when it is given back."""
+
+    async def scene() -> None:
+        world = World(plan=Plan(2, 1), service_s=CALL_S, reserved=0)
+        tasks = [send(world, number) for number in range(3)]
+        await settle()
+        assert world.lanes == []
+        await asyncio.sleep(CALL_S)
+        await settle()
+        assert world.lanes == [Lane(1)]
+        world.reserved = None
+        world.batcher.lane_freed()
+        await asyncio.gather(*tasks)
+        assert world.most_running == 2
+        assert world.leases == 0
+
+    play(virtual_loop, scene)
+
+
+def test_a_lone_reserved_lane_is_waited_for(virtual_loop: type) -> None:
+    """Where there is no other lane nothing starts before it is free."""
+
+    async def scene() -> None:
+        world = World(plan=Plan(1, 1), service_s=CALL_S, reserved=0)
+        task = send(world, 0)
+        await asyncio.sleep(1.0)
+        assert (world.lanes, world.leases, world.batcher.queued) == ([], 0, 1)
+        world.reserved = None
+        world.batcher.lane_freed()
+        await task
+        assert world.lanes == [Lane(0)]
+
+    play(virtual_loop, scene)
+
+
+def test_a_lane_is_spared_only_by_an_idle_worker(virtual_loop: type) -> None:
+    """It is one that no batch uses, alone where a batch would be; none while something waits, is held or all work."""
+
+    async def scene() -> None:
+        plan = Plan(3, 1, alone=True, decodes=True)
+        world = World(plan=plan, service_s=CALL_S)
+        spare = world.batcher.spare_lane
+        assert spare(plan) == Lane(2, alone=True)
+        tasks = [send(world, 0)]
+        await settle()
+        assert (world.batcher.running, spare(plan)) == (1, Lane(2))
+        tasks.append(send(world, 1))
+        await settle()
+        assert (world.batcher.running, spare(plan)) == (2, None)
+        await asyncio.gather(*tasks)
+        assert spare(plan) == Lane(2)
+        await asyncio.sleep(CROWDED_S)
+        assert spare(plan) == Lane(2, alone=True)
+        world.batcher.hold()
+        assert spare(plan) is None
+        tasks = [send(world, 2)]
+        await settle()
+        world.batcher.resume()
+        assert spare(plan) is None
+        await asyncio.gather(*tasks)
+
+    play(virtual_loop, scene)
+
+
+def test_each_group_is_leased_for_itself(virtual_loop: type) -> None:
+    """What is to answer a group is asked when its batch starts, so that groups may go to different versions."""
+
+    async def scene() -> None:
+        world = World(plan=Plan(1, 4), service_s=CALL_S)
+        deadline = world.loop.time() + NEVER
+        groups = ("old", "old", "new", "old")
+        await asyncio.gather(
+            *(world.batcher.submit((number, "good"), group, deadline) for number, group in enumerate(groups))
+        )
+        assert [[job[0] for job in batch] for batch in world.batches] == [[0, 1, 3], [2]]
+        assert world.leased_for[0] == "old"
+        assert world.leased_for[-1] == "new"
+
+    play(virtual_loop, scene)

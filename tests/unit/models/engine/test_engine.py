@@ -10,6 +10,7 @@ from engine_scenes import CONTEXT, PLAIN, Gate, equal, expected, png, queue_of, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.engine.backends.backend import Plan
 from models.engine.backends.fake import FakeBackend
 from models.engine.engine import Engine, EngineSettings
 from models.engine.observe import NullObserver
@@ -220,3 +221,15 @@ async def test_the_observer_hears_of_everything(way: Callable, make_release: Cal
     batch = ["batch_started", "batch_finished"]
     refusal = [*batch, "refused"] if way(1, 8).decodes else ["refused"]
     assert observer.events == ["prepared", "flipped", *batch, "answered", *refusal, "freed"]
+
+
+async def test_the_door_reckons_with_the_threads_that_work(
+    make_release: Callable[..., Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three lanes that decode, one only waits for its turn: an image's wait is shared by two."""
+    async with Engine(FakeBackend(plan=Plan(3, 1, decodes=True)), EngineSettings()) as engine:
+        await serve(engine, make_release())
+        workers: list[int] = []
+        monkeypatch.setattr(engine._door, "check", lambda *given: workers.append(given[-1]))
+        await engine.detect(png(1), PLAIN, CONTEXT)
+    assert workers == [2]

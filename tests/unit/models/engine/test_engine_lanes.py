@@ -13,7 +13,7 @@ from models.engine import detect as detect_module
 from models.engine.backends.backend import Plan
 from models.engine.backends.fake import FakeBackend
 from models.engine.engine import Engine, EngineSettings
-from models.engine.forms import EARNED_AFTER
+from models.engine.forms import EARNED_AFTER, FormCache
 from models.engine.observe import NullObserver
 from models.errors import (
     BackendError,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from models.engine.backends.backend import Shape
+    from models.engine.forms import Form
     from models.types import Release, ReleaseId
 
 LANES = Plan(3, 1, alone=True, decodes=True)
@@ -222,3 +223,38 @@ async def test_shapes_that_come_are_warmed(make_release: Callable[..., Release],
         await asyncio.wait_for(observer.happened.wait(), 20)
         assert observer.compiled_shapes == [(32, 64)]
         assert (32, 64) in (session.warmed_alone if way(1, 1).alone else session.warmed)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        (((16, 64), (16, 64)), [((32, 64), 0), ((32, 64), 0), ((32, 64), 1)]),
+        (((16, 64), (64, 64)), [((32, 64), 0), ((64, 64), 0)]),
+    ],
+)
+async def test_lanes_that_meet_in_a_shape_earn_it_a_copy(
+    make_release: Callable[..., Release],
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: tuple[tuple[int, int], ...],
+    expected: list[tuple[Shape, int]],
+) -> None:
+    """An image that ends while another lane runs its shape counts for a second copy too; other shapes do not count."""
+    noted: list[tuple[Shape, int]] = []
+
+    def note(_: FormCache, form: Form, images: int) -> bool:
+        noted.append((form.shape, form.copy))
+        return images < 1
+
+    monkeypatch.setattr(FormCache, "note", note)
+    gate = Gate()
+    async with Engine(FakeBackend(1.0, plan=LANES, sleep=gate)) as engine:
+        await serve(engine, make_release())
+        gate.shut()
+        tasks = [asyncio.create_task(engine.detect(png(0, *size), PLAIN, CONTEXT)) for size in sizes]
+        for _ in range(2000):
+            if [job.shape is None for job in engine._batcher.running_jobs()] == [False, False]:
+                break
+            await asyncio.sleep(0.005)
+        gate.open.set()
+        await asyncio.gather(*tasks)
+    assert sorted(noted) == expected

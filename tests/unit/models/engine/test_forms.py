@@ -57,14 +57,32 @@ def breaking(session: FakeSession, error: BaseException | None) -> list[Form]:
     """Let the session fail to warm, or find everything useless; return the list of what is tried."""
     tried: list[Form] = []
 
-    def warm(shape: tuple[int, int], *, alone: bool = False) -> bool:
-        tried.append(Form(session, shape, alone))
+    def warm(shape: tuple[int, int], *, alone: bool = False, copy: int = 0) -> bool:
+        tried.append(Form(session, shape, alone, copy))
         if error is not None:
             raise error
         return False
 
     session.warm = warm
     return tried
+
+
+def test_a_second_copy_waits_for_the_first() -> None:
+    """However often lanes met in a shape, the copy for the second lane is made only beside the first one's."""
+    session = new_session()
+    kept: list[int] = []
+
+    def warm(shape: tuple[int, int], *, alone: bool = False, copy: int = 0) -> bool:
+        assert (shape, alone) == (SMALL, False)
+        kept.append(copy)
+        return True
+
+    session.warm = warm
+    cache = cache_of(PLENTY, session)
+    assert not use(cache, Form(session, SMALL, copy=1), 3 * EARNED_AFTER)
+    assert use(cache, Form(session, SMALL), EARNED_AFTER)
+    assert use(cache, Form(session, SMALL, copy=1), 1)
+    assert kept == [0, 1]
 
 
 def test_a_form_is_earned_once() -> None:

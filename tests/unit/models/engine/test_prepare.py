@@ -89,8 +89,8 @@ def test_a_form_that_cannot_be_made_stops_no_release(
 ) -> None:
     """A form only makes things faster; without it the release is prepared and sees through the general one."""
 
-    def fail(_session: FakeSession, _shape: object, *, alone: bool = False) -> bool:
-        msg = f"no memory, alone: {alone}"
+    def fail(_session: FakeSession, _shape: object, *, alone: bool = False, copy: int = 0) -> bool:
+        msg = f"no memory, alone: {alone}, copy: {copy}"
         raise BackendError(msg)
 
     monkeypatch.setattr(FakeSession, "warm", fail)

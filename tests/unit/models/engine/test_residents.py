@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from models.engine.backends.fake import FakeBackend
-from models.engine.forms import EARNED_AFTER, Form, FormCache
+from models.engine.forms import CLEARLY_MORE, EARNED_AFTER, Form, FormCache
 from models.engine.observe import NullObserver
 from models.engine.prepare import Preparer, estimate
 from models.engine.residents import Residents
@@ -299,3 +299,19 @@ async def test_forms_are_made_again_after_one_that_the_worker_did_not_take(make_
         residents.warm_if_earned(Form(session, (64, 32)), EARNED_AFTER)
         await worked(residents)
         assert observer.shapes == [("a", (64, 32), None)]
+
+
+async def test_forms_of_what_no_longer_serves_give_way(make_release: Callable[..., Release]) -> None:
+    """After a flip they count so little that those of the new release displace them; a flip to itself changes none."""
+    async with residents_of(FakeBackend()) as residents:
+        forms = residents._preparer.forms
+        counts = {}
+        for letter in "ab":
+            await residents.prepare(make_release(letter))
+            residents.flip(letter * 64, 1)
+            form = Form(residents.slots.active.session, (32, 32))
+            forms.note(form, 100 * CLEARLY_MORE)
+            counts[letter] = form
+        residents.flip("b" * 64, 2)
+        assert forms._seen[counts["b"]] > CLEARLY_MORE * forms._seen[counts["a"]] > 0
+        assert forms._seen[counts["b"]] >= 100 * CLEARLY_MORE

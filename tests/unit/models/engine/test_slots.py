@@ -113,6 +113,32 @@ def test_discard_drops_only_candidates(slots: Slots, load: Callable, freed: list
     assert (slots.active.renamed, slots.candidate, freed) == (None, None, ["b"])
 
 
+def test_any_resident_release_can_be_leased(slots: Slots, load: Callable, make_release: Callable) -> None:
+    """A candidate answers under the generation of its attempt and the name it will bear; the lease pins it."""
+    slots.offer(*load("a"))
+    slots.flip("a" * 64, 1)
+    slots.offer(*load("b"))
+    slots.candidate.renamed = make_release("b", "5")
+    lease = slots.lease_resident("b" * 64, 7)
+    assert (lease.release.version, lease.generation, slots.generation) == ("5", 7, 1)
+    assert slots.candidate.leases == 1
+    assert slots.lease_resident("c" * 64, 7) is None
+
+
+def test_a_lane_is_reserved_for_all_leases(slots: Slots, load: Callable) -> None:
+    """Whoever leases the release later sees that the lane is taken; other releases keep all theirs."""
+    for letter in "ab":
+        slots.offer(*load(letter))
+        slots.flip(letter * 64, 1)
+    shadow = slots.lease_resident("a" * 64, 2)
+    shadow.reserve(1)
+    assert slots.lease().reserved is None
+    slots.flip("a" * 64, 2)
+    assert slots.lease().reserved == 1
+    shadow.reserve(None)
+    assert slots.lease().reserved is None
+
+
 def test_nothing_active_means_no_lease(slots: Slots) -> None:
     """An empty engine hands out nothing."""
     assert slots.lease() is None
@@ -125,6 +151,7 @@ def test_nothing_active_means_no_lease(slots: Slots) -> None:
             st.tuples(st.just("flip"), st.sampled_from("abcdef")),
             st.tuples(st.just("discard"), st.sampled_from("abcdef")),
             st.tuples(st.just("lease")),
+            st.tuples(st.just("lease resident"), st.sampled_from("abcdef")),
             st.tuples(st.just("end"), st.integers(0, 20)),
         ),
         max_size=60,
@@ -146,6 +173,8 @@ def test_every_session_is_freed_once_and_never_under_a_lease(make_release: Calla
             case ("discard", letter):
                 slots.discard(letter * 64)
             case ("lease",) if (lease := slots.lease()) is not None:
+                leases.append(lease)
+            case ("lease resident", letter) if (lease := slots.lease_resident(letter * 64, 9)) is not None:
                 leases.append(lease)
             case ("end", index) if leases:
                 leases.pop(index % len(leases)).end()

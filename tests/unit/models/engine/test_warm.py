@@ -9,7 +9,7 @@ import pytest
 
 from models.engine.backends.backend import Plan
 from models.engine.backends.fake import FakeBackend
-from models.engine.warm import common_shapes, load_fastest
+from models.engine.warm import _rate, common_shapes, load_fastest
 from models.errors import BackendError
 from models.types import Contract
 
@@ -114,3 +114,14 @@ def test_common_shapes_follow_the_contract() -> None:
     """Landscape, portrait and square; only the square without dynamic shapes."""
     assert common_shapes(Contract("detect", ("a",), 32, 640, "raw")) == ((480, 640), (640, 480), (640, 640))
     assert common_shapes(Contract("detect", ("a",), 32, 640, "raw", dynamic=False)) == ((640, 640),)
+
+
+def test_a_rate_counts_the_lanes_that_work_at_once(make_release: Callable[..., Release]) -> None:
+    """Of three lanes that decode, one waits for its turn: calls of 10 ms on two threads are 200 a second, not 300."""
+    clock = FakeClock(lambda _lanes: 0.01)
+    clock.lanes = 2
+    backend = FakeBackend(1.0, sleep=clock.sleep)
+    session = backend.load(make_release(), Plan(3, 1, decodes=True))
+    clock.now = 0.0
+    assert _rate(session, (64, 64), clock) == pytest.approx(200)
+    assert {call.lane for call in backend.calls} == {0, 1}

@@ -202,6 +202,28 @@ async def test_a_swap_between_two_images_still_gives_one_version(
     assert mixed["images"] == calm["images"]
 
 
+async def test_a_trial_that_ends_between_two_images_still_gives_one_version(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    """The canary's generation is higher than what answers after it; the image it answered is run again."""
+    detector = service.detectors["checkout"]
+    serving = detector.serving
+
+    def end_trial(number: int) -> None:
+        # The fake leases its release before this runs: image 0 is answered by the candidate, all others are not.
+        if number == 0:
+            detector.serving, detector.generation = serving, 1
+
+    detector.serving, detector.generation = fake_release("checkout", "2"), 2
+    detector.before = end_trial
+    three = {"images": [encoded(IMAGE), encoded(OTHER), encoded(IMAGE)]}
+    mixed = (await client.post("/v1/detect?conf=0", json=three)).json()
+    calm = (await client.post("/v1/detect?conf=0", json=three)).json()
+    assert (mixed["metadata"]["version"], mixed["metadata"]["generation"]) == ("1", 1)
+    assert mixed["metadata"] == calm["metadata"]
+    assert mixed["images"] == calm["images"]
+
+
 async def test_a_swap_that_renumbers_classes_does_not_change_what_a_name_means(
     client: httpx.AsyncClient, service: FakeService
 ) -> None:
@@ -286,11 +308,14 @@ async def test_one_image_that_is_late_does_not_cost_the_others(client: httpx.Asy
 
 
 async def test_the_engine_gets_the_request_s_context(client: httpx.AsyncClient, service: FakeService) -> None:
-    """Id, deadline and trace reach the engine as the client sent them."""
+    """Id, deadline, trace and client reach the engine as the client sent them."""
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    await client.post("/v1/detect", content=IMAGE, headers={"x-request-id": "a", "traceparent": trace})
+    await client.post(
+        "/v1/detect", content=IMAGE, headers={"x-request-id": "a", "traceparent": trace, "x-client-id": "till-7"}
+    )
     (context,) = service.detectors["checkout"].contexts
     assert (context.request_id, context.traceparent, context.principal) == ("a", trace, None)
+    assert context.client_id == "till-7"
 
 
 @pytest.mark.parametrize("images", [1, 3])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import signal
+import subprocess
+import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,3 +96,36 @@ def test_signals_survive_the_end_of_a_backend(release: Release) -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert seen == [signal.SIGUSR1]
+
+
+def test_the_runtime_reports_to_nobody() -> None:
+    """Its model converter, which calls home as soon as it is imported, is not; a new process sees it as a user does."""
+    code = """
+import sys
+from models.engine.backends.openvino import OpenVinoBackend
+OpenVinoBackend(threads=1, precision="fp32")
+print([name for name, module in sys.modules.items() if module and ("telemetry" in name or "tools.ovc" in name)])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_sizes_are_untangled_before_anything_is_compiled(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the stride that the release promises, on the network that the session then gets."""
+    seen: list[object] = []
+    monkeypatch.setattr(module, "untangle_sizes", lambda *given: seen.extend(given))
+    session = OpenVinoBackend(threads=1, precision="fp32").load(release)
+    assert seen == [session._model, release.contract.stride]
+
+
+@pytest.mark.parametrize(("library", "trimmed"), [({"malloc_trim": True}, [0]), ({}, [])])
+def test_closing_hands_freed_memory_back(
+    release: Release, monkeypatch: pytest.MonkeyPatch, library: dict[str, bool], trimmed: list[int]
+) -> None:
+    """The C library is told to, once a session; one that cannot be told is no error."""
+    told: list[int] = []
+    session = OpenVinoBackend(threads=1, precision="fp32").load(release)
+    names = dict.fromkeys(library, told.append)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: SimpleNamespace(**names))
+    session.close()
+    assert told == trimmed

@@ -66,14 +66,17 @@ def test_forms_answer_as_the_general_form_does(session: OpenVinoSession, order: 
                 assert np.array_equal(session.infer(image, lane, alone=alone), expected)
 
     for alone in order:
-        assert session.warm(SHAPE, alone=alone)
-        assert session.warm(SHAPE, alone=alone)
-        check()
-    assert (len(session._lanes[SHAPE]), list(session._alone)) == (2, [SHAPE])
+        for copy in range(1 if alone else 2):
+            assert session.warm(SHAPE, alone=alone, copy=copy)
+            assert session.warm(SHAPE, alone=alone, copy=copy)
+            check()
+        assert not session.warm(SHAPE, alone=alone, copy=1 if alone else 2)
+    assert len(session._forms) == 3
     for alone in order:
-        session.forget(SHAPE, alone=alone)
-        check()
-    assert (session._lanes, session._alone) == ({}, {})
+        for copy in range(1 if alone else 2):
+            session.forget(SHAPE, alone=alone, copy=copy)
+            check()
+    assert session._forms == {}
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -93,7 +96,7 @@ def test_a_form_that_answers_otherwise_is_refused(
     monkeypatch.setattr(module, "_run", differ)
     assert not session.warm(SHAPE, alone=alone)
     assert "answers otherwise" in caplog.text
-    assert (session._lanes, session._alone) == ({}, {})
+    assert session._forms == {}
     assert np.array_equal(session.infer(IMAGE, 0, alone=alone), before)
 
 
@@ -204,13 +207,64 @@ def test_closing_while_a_form_is_made(session: OpenVinoSession, *, alone: bool) 
     session._requests = close_first
     with pytest.raises(BackendError, match="closed session"):
         session.warm(SHAPE, alone=alone)
-    assert (session._lanes, session._alone) == ({}, {})
+    assert session._forms == {}
     with pytest.raises(BackendError, match="closed session"):
-        session._fixed(SHAPE)
+        session._compile_fixed(SHAPE, 1)
 
 
-def test_costs_grow_with_streams_pixels_and_weights(backend: OpenVinoBackend, release: Release) -> None:
-    """A form for lone calls is one network; one for lanes a network a stream."""
-    one, four = (backend.load(release, Plan(streams + 1, 1, decodes=True)) for streams in (1, 4))
-    assert four.shape_cost(SHAPE) == 4 * one.shape_cost(SHAPE) == 4 * four.shape_cost(SHAPE, alone=True)
-    assert one.shape_cost((640, 480)) > one.shape_cost((320, 480)) > 0
+def test_costs_grow_with_pixels_and_weights(backend: OpenVinoBackend, release: Release) -> None:
+    """Every form is one network, whoever runs it."""
+    session = backend.load(release, PLAN)
+    costs = {session.shape_cost(SHAPE, alone=alone, copy=copy) for alone, copy in ((False, 0), (False, 1), (True, 0))}
+    assert len(costs) == 1
+    assert session.shape_cost((640, 480)) > session.shape_cost((320, 480)) > 0
+
+
+def test_lanes_that_run_one_shape_take_turns_through_its_copies(
+    session: OpenVinoSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls that overlap run on different networks: the copies, then the form for lone calls, then the general one."""
+    for alone, copy in ((False, 0), (True, 0)):
+        assert session.warm(SHAPE, alone=alone, copy=copy)
+    run, used, both = module._run, [], threading.Barrier(2)
+
+    def meet(request: Any, image: np.ndarray) -> np.ndarray:
+        used.append(request)
+        both.wait(20)
+        return run(request, image)
+
+    monkeypatch.setattr(module, "_run", meet)
+    lane, alone = (session._forms[module._Key(SHAPE, alone, 0)].request for alone in (False, True))
+
+    def together() -> set[Any]:
+        used.clear()
+        with ThreadPoolExecutor(2) as pool:
+            answers = [call.result(60) for call in [pool.submit(session.infer, IMAGE, each) for each in (0, 1)]]
+        assert np.array_equal(*answers)
+        return set(used)
+
+    assert together() == {lane, alone}
+    session.forget(SHAPE, alone=True)
+    found = together()
+    assert lane in found
+    assert len(found) == 2
+    assert found - {lane} <= set(session._general)
+
+
+def test_a_form_forgotten_during_a_call_serves_no_further_one(
+    session: OpenVinoSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call that runs on it ends as ever; the next takes the general form."""
+    session.warm(SHAPE)
+    run, used = module._run, []
+
+    def forget(request: Any, image: np.ndarray) -> np.ndarray:
+        used.append(request)
+        session.forget(SHAPE)
+        return run(request, image)
+
+    monkeypatch.setattr(module, "_run", forget)
+    assert np.array_equal(session.infer(IMAGE, 0), session.infer(IMAGE, 0))
+    assert used[0] not in session._general
+    assert used[1] in session._general
+    assert session._idle[SHAPE, False] == []

@@ -1,0 +1,128 @@
+"""How evidence is read: whether one version fails, sees nothing or is slow more often than another, beyond chance.
+
+Shares are compared by the lower end of Wilson's score interval (E. B. Wilson, "Probable Inference, the Law of
+Succession, and Statistical Inference", JASA 22, 1927), so that a few images prove much where all of them go wrong, and
+little where one does. Evidence is looked at again and again while it grows, hence the wide interval.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from models.evidence import Evidence, Pairs, Tally, merge
+
+if TYPE_CHECKING:
+    from models.evidence import Counts
+
+__all__ = [
+    "Evidence",
+    "Pairs",
+    "Tally",
+    "emptier",
+    "lower_bound",
+    "measured",
+    "merge",
+    "more_errors",
+    "score_distance",
+    "slower",
+]
+
+SURE: Final = 3.0
+"""Half the width of the interval in standard deviations: about 1 in 1000 looks would be wrong by chance."""
+LEAST_ERRORS: Final = 3
+"""Failed images that could still be an accident."""
+TAIL: Final = 0.05
+"""Share of images that may exceed a multiple of the former 99th percentile, where 0.01 would do if images were slow
+independently of each other. They are not: whatever holds the machine up for a moment slows all that run.
+"""
+P99: Final = 0.99
+
+
+def lower_bound(hits: int, trials: int) -> float:
+    """Return the share, 0 to 1, that ``hits`` of ``trials`` surely exceed; 0 without trials."""
+    if trials <= 0:
+        return 0.0
+    seen, squared = hits / trials, SURE**2
+    centre = seen + squared / (2 * trials)
+    spread = SURE * math.sqrt(seen * (1 - seen) / trials + squared / (4 * trials**2))
+    return min(1.0, max(0.0, (centre - spread) / (1 + squared / trials)))
+
+
+def more_errors(before: Tally, after: Tally, rise: float) -> str | None:
+    """Return how much more often than ``before`` images of ``after`` fail where that is surely more than ``rise``."""
+    limit = before.error_rate + rise
+    if after.errors <= LEAST_ERRORS or lower_bound(after.errors, after.tried) <= limit:
+        return None
+    return (
+        f"{after.errors} of {after.tried} images failed ({after.error_rate:.1%}), "
+        f"{before.error_rate:.1%} on the version it replaces; at most {limit:.1%} are allowed"
+    )
+
+
+def emptier(before: tuple[int, int], after: tuple[int, int], rise: float) -> str | None:
+    """Return how much more often answers are empty where that is surely more than ``rise``.
+
+    before, after: (answers without a box, answers).
+    """
+    reference = before[0] / max(before[1], 1)
+    if lower_bound(*after) <= reference + rise:
+        return None
+    return (
+        f"{after[0]} of {after[1]} answers are empty ({after[0] / after[1]:.1%}), {reference:.1%} of those of the "
+        f"version it replaces; at most {reference + rise:.1%} are allowed"
+    )
+
+
+def slower(before: Tally, after: Tally, factor: float) -> str | None:
+    """Return how much slower ``after`` is where too many of its images exceed ``factor`` times the former p99.
+
+    Too many: surely more than TAIL of them took longer than ``factor`` times the 99th percentile of ``before``.
+    """
+    limit = factor * before.latency_s(P99)
+    slow = after.slower_than(limit)
+    if lower_bound(slow, after.images) <= TAIL:
+        return None
+    return (
+        f"{slow} of {after.images} images took longer than {1e3 * limit:.1f} ms, {factor:g} times the 99th percentile "
+        f"of the version it replaces; the 99th percentile is {1e3 * after.latency_s(P99):.1f} ms now"
+    )
+
+
+def score_distance(one: Counts, other: Counts) -> float:
+    """Return the Jensen-Shannon distance of two histograms, 0 (alike) to 1 (disjoint); 0 where either is empty.
+
+    The square root of the Jensen-Shannon divergence in bits (J. Lin, "Divergence Measures Based on the Shannon
+    Entropy", IEEE Transactions on Information Theory 37(1), 1991). Unlike the population stability index it needs no
+    made-up counts for empty bins. Chance alone makes it about sqrt(0.18 * bins * (1/n + 1/m)) for n and m values.
+    """
+    total, other_total = sum(one), sum(other)
+    if not total or not other_total:
+        return 0.0
+    divergence = 0.0
+    for a, b in zip(one, other, strict=True):
+        p, q = a / total, b / other_total
+        middle = (p + q) / 2
+        divergence += sum(0.5 * share * math.log2(share / middle) for share in (p, q) if share > 0.0)
+    return math.sqrt(min(1.0, max(0.0, divergence)))
+
+
+def measured(evidence: Evidence) -> dict[str, float]:
+    """Return the figures of ``evidence`` for a record: counts, shares (0 to 1) and milliseconds, all finite."""
+    figures: dict[str, float] = {}
+    for name, tally in (("serving", evidence.serving), ("candidate", evidence.candidate)):
+        figures[f"{name}_images"] = tally.images
+        figures[f"{name}_errors"] = tally.errors
+        figures[f"{name}_empty_rate"] = tally.empty_rate
+        for percent in (50, 99):
+            milliseconds = 1e3 * tally.latency_s(percent / 100)
+            figures[f"{name}_p{percent}_ms"] = milliseconds if math.isfinite(milliseconds) else 1e6
+    pairs = evidence.pairs
+    figures |= {
+        "compared": pairs.images,
+        "dropped": pairs.dropped,
+        "found_again": pairs.found_again,
+        "class_agreement": pairs.class_agreement,
+        "mean_score_shift": pairs.mean_score_shift,
+    }
+    return {name: round(float(value), 6) for name, value in figures.items()}
