@@ -10,7 +10,6 @@ beside this file says how to read the result.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
@@ -25,11 +24,13 @@ import peer_servers
 import pictures
 import releases
 import servers
+from bench_options import parse
 from goals import OWN
 from rich.console import Console
 from table import markdown
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator, Sequence
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -38,10 +39,6 @@ STEADY_SHARE = 0.6
 FLOOD_SHARE = 1.3
 SWAPS = ("2", "1", "2")
 """Versions promoted one after another while the memory is watched."""
-IN_PROCESS_WARMUP_S = 60.0
-"""Time in which the engine makes forms for the shapes that come often."""
-LONE_WARMUP_S = 20.0
-"""Time in which the service makes forms for lone images."""
 PEER_WARMUP = 256
 """Requests before a peer is measured: none of them compiles anything under load."""
 IMPORTANT = ("fastapi", "pytriton")
@@ -72,7 +69,7 @@ class Bench:
                     if name == IN_PROCESS:
                         clients = (1, 4, 8) if number == 0 else (1, self._best_clients[IN_PROCESS])
                         one["in_process"] = measures.in_process(
-                            self.source, self.options.seconds, clients, warmup_s=IN_PROCESS_WARMUP_S
+                            self.source, self.options.seconds, clients, warmup_s=self.options.engine_warmup
                         )
                         self._best_clients[IN_PROCESS] = one["in_process"]["clients"]
                         self._say(f"{one['in_process']['rate']:.1f} images/s in one process")
@@ -96,7 +93,7 @@ class Bench:
         with servers.steelyard("--model", releases.MODEL, home=self._home) as server:
             with self._doing("steelyard: warming up"):
                 measures.warm_up(server, self.source, options.warmup)
-                measures.load(server, self.source, LONE_WARMUP_S, "--clients", "1")
+                measures.load(server, self.source, options.lone_warmup, "--clients", "1")
                 lone = measures.load(server, self.source, options.seconds, "--clients", "1")
             with self._doing(f"steelyard: idle for {options.idle:.0f} s"):
                 found["idle"] = measures.idle(server, options.idle)
@@ -124,8 +121,10 @@ class Bench:
         with self._start(name) as server:
             measures.warm_up(server, self.source, options.warmup if name == OWN else PEER_WARMUP)
             if name == OWN:
-                measures.load(server, self.source, LONE_WARMUP_S, "--clients", "1")
+                measures.load(server, self.source, options.lone_warmup, "--clients", "1")
             lone = measures.load(server, self.source, options.seconds, "--clients", "1")
+            if len(options.clients) == 1:
+                self._best_clients[name] = options.clients[0]
             if name not in self._best_clients:
                 sweep = {
                     clients: measures.load(server, self.source, min(options.seconds, 5.0), "--clients", str(clients))[
@@ -231,71 +230,6 @@ def what(options: argparse.Namespace) -> str:
         f"{options.weights.name}, {count} picture{'s' * (count > 1)} of `{options.images.name}` in random order, "
         f"{options.rounds} rounds of {options.seconds:g} s a load, medians of ratios within a round."
     )
-
-
-def numbers(text: str) -> list[int]:
-    """Return the client counts of ``text``, separated by commas, each 1 to 256. Raises ValueError."""
-    found = [int(part) for part in text.split(",")]
-    if not all(1 <= number <= 256 for number in found):  # noqa: PLR2004 - what load.py takes
-        msg = "outside 1 to 256"
-        raise ValueError(msg)
-    return found
-
-
-def names(text: str) -> list[str]:
-    """Return the peers of ``text``, separated by commas. Raises ArgumentTypeError for one that does not exist."""
-    found = [part for part in text.split(",") if part]
-    for name in found:
-        if name not in peer_servers.PEERS:
-            msg = f"there is no peer {name}; there are {', '.join(peer_servers.PEERS)}"
-            raise argparse.ArgumentTypeError(msg)
-    return found
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options; leaves with 2 and one line where they make no sense."""
-    parser = argparse.ArgumentParser(description="Compare Steelyard with the raw engine and with other servers.")
-    parser.add_argument("--quick", action="store_true", help="about five minutes: one round, shorter loads")
-    parser.add_argument("--weights", type=Path, default=releases.default_weights(), help=".pt file")
-    parser.add_argument("--images", type=Path, default=releases.default_pictures(), help="picture or folder")
-    parser.add_argument("--peers", type=names, help=f"built where need be: {', '.join(peer_servers.PEERS)}")
-    parser.add_argument("--cache", type=Path, default=releases.CACHE, help="folder of environments and networks")
-    parser.add_argument("--rounds", type=int, help="default: 3, or 1 with --quick")
-    parser.add_argument("--seconds", type=float, help="of each load; default: 10, or 6 with --quick")
-    parser.add_argument("--warmup", type=int, help="requests before; default: 2400, or 1600 with --quick")
-    parser.add_argument("--clients", type=numbers, help="to sweep; default: 1,2,4,8,16, or 4,8 with --quick")
-    parser.add_argument("--idle", type=float, default=20.0, help="seconds to watch the idle service")
-    parser.add_argument("--steady-requests", type=int, help="at 60 %% of peak; default: 2400, or 800 with --quick")
-    parser.add_argument("--flood-seconds", type=float, help="at 130 %% of peak; default: 60, or 20 with --quick")
-    parser.add_argument("--no-endurance", action="store_true", help="only the rounds")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of pictures and the Poisson clock")
-    parser.add_argument("--out", metavar="NAME", help="write results/<date>-NAME.json and .md")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
-    options = parser.parse_args(arguments)
-    quick = options.quick
-    for name, full, short in (
-        ("rounds", 3, 1),
-        ("seconds", 10.0, 6.0),
-        ("warmup", 2400, 1600),
-        ("clients", [1, 2, 4, 8, 16], [4, 8]),
-        ("steady_requests", 2400, 800),
-        ("flood_seconds", 60.0, 20.0),
-    ):
-        if getattr(options, name) is None:
-            setattr(options, name, short if quick else full)
-    for name, least, most in (
-        ("rounds", 1, 50),
-        ("seconds", 0.5, 600.0),
-        ("warmup", 1, 10_000),
-        ("idle", 1.0, 600.0),
-        ("steady_requests", 10, 100_000),
-        ("flood_seconds", 1.0, 600.0),
-    ):
-        if not least <= getattr(options, name) <= most:
-            parser.error(f"--{name.replace('_', '-')} is outside {least} to {most}")
-    if not options.weights.is_file() or not options.images.exists():
-        parser.error(f"{options.weights} or {options.images} does not exist: name others, or set STEELYARD_SHARED")
-    return options
 
 
 def write(result: dict[str, Any], name: str, folder: Path = RESULTS) -> tuple[Path, Path]:

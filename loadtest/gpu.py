@@ -20,13 +20,10 @@ import argparse
 import asyncio
 import json
 import math
-import os
-import subprocess
 import sys
-import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,117 +31,28 @@ import machine
 import numpy as np
 import pictures
 import releases
-from in_process import drive
+from gpu_raw import Rate, raw_rates, timed
+from gpu_replicas import replicas_rate, serve_pictures, wanted_replicas
 from table import table
 
-from models.engine.backends.onnxruntime_gpu import INPUT, OUTPUT, TENSORRT, choose, load_tensorrt, providers
 from models.engine.backends.select import select_backend
-from models.engine.backends.torch_network import look, place, rebuild
-from models.engine.backends.torch_queue import GPU_PLANS, CudaQueue, gpu_memory, require_gpu
+from models.engine.backends.torch_queue import GPU_PLANS, require_gpu
 from models.engine.decode import decode
-from models.engine.engine import Engine, EngineSettings
 from models.engine.postprocess import postprocess
 from models.engine.preprocess import letterbox
-from models.errors import BackendError, SettingsError, SteelyardError
+from models.errors import SettingsError, SteelyardError
 from serve.settings import available_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from models.engine.backends.backend import Backend, Plan
-    from models.engine.backends.torch_queue import Queue
     from models.engine.preprocess import Placement
     from models.types import Release
 
 MOST_SECONDS = 60.0
-CLIENTS_A_REPLICA = 64
-READY_S = 600.0
-"""Longest time a replica may take to load; TensorRT builds its engine in it."""
-WORTH_IT = 1.05
-"""Another replica counts when it raises the rate by this factor."""
-BURST = 8
-"""Raw runs between two looks at the clock."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """Images a second, and how they were run."""
-
-    what: str
-    lanes: int
-    batch: int
-    rate: float
-
-
-def timed(run: Callable[[], int], seconds: float) -> float:
-    """Return how many a second ``run`` does, which returns how many it has done; ``seconds`` > 0 long."""
-    run()
-    began, done = time.perf_counter(), 0
-    while (took := time.perf_counter() - began) < seconds:
-        done += run()
-    return done / took
-
-
-def raw_torch(release: Release, shape: tuple[int, int], batch: int, queue: Queue, *, half: bool) -> Callable[[], int]:
-    """Return a burst of recorded runs of ``batch`` images of ``shape`` (height, width) that lie on the device."""
-    import torch  # noqa: PLC0415 - only where torch is measured
-
-    network = place(rebuild(release.files, release.contract), queue.device, half=half)
-    with queue.entered():
-        images = torch.zeros((batch, *shape, 3), dtype=torch.uint8, device=queue.device)
-    queue.finish()
-    recording = queue.record(lambda: look(network, images))
-
-    def burst() -> int:
-        with queue.entered():
-            for _ in range(BURST):
-                recording.replay()
-            queue.finish()
-        return BURST * batch
-
-    return burst
-
-
-def raw_onnxruntime(
-    release: Release, shape: tuple[int, int], batch: int, queue: Queue, wanted: list[tuple[str, dict[str, str]]]
-) -> Callable[[], int]:
-    """Return a burst of runs of ``batch`` images that lie on the device, by the providers ``wanted``."""
-    import onnxruntime  # noqa: PLC0415 - only where it is measured
-
-    session = onnxruntime.InferenceSession(release.files["model.onnx"].tobytes(), providers=wanted)
-    kind = queue.device.type
-    images = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((batch, *shape, 3), np.uint8), kind, 0)
-    binding = session.io_binding()
-    binding.bind_ortvalue_input(INPUT, images)
-    binding.bind_output(OUTPUT, kind, 0)
-
-    def burst() -> int:
-        for _ in range(BURST):
-            session.run_with_iobinding(binding)
-        queue.finish()
-        return BURST * batch
-
-    return burst
-
-
-def raw_rates(release: Release, shape: tuple[int, int], options: argparse.Namespace) -> list[Rate]:
-    """Return the raw rate of every batch size, the best first."""
-    tensorrt = options.backend == "onnxruntime" and load_tensorrt()
-    found = []
-    for batch in sorted({plan.max_batch for plan in GPU_PLANS}):
-        queue = CudaQueue()
-        if options.backend == "torch":
-            burst = raw_torch(release, shape, batch, queue, half=options.precision != "fp32")
-        else:
-            told = choose(options.precision, tensorrt=tensorrt, memory=gpu_memory(1.0), engines=options.engines)
-            plan = next(plan for plan in GPU_PLANS if plan.lanes == 1)
-            wanted = providers(told, release.contract, plan, digest=release.digest, handle=queue.handle)
-            burst = raw_onnxruntime(release, shape, batch, queue, wanted)
-        what = f"raw {TENSORRT if tensorrt else options.backend}"
-        found.append(Rate(what, 1, batch, timed(burst, options.seconds)))
-    return sorted(found, key=lambda rate: -rate.rate)
 
 
 def lanes_rate(
@@ -181,83 +89,6 @@ def common_shape(paths: Sequence[Path], release: Release) -> list[tuple[NDArray[
     tensors = [letterbox(decode(path.read_bytes()), release.contract) for path in paths]
     shape = Counter(tensor.shape for tensor, _ in tensors).most_common(1)[0][0]
     return [pair for pair in tensors if pair[0].shape == shape]
-
-
-async def serve_pictures(options: argparse.Namespace) -> None:
-    """Be one replica: load, say so, wait for the start, answer pictures for a while, say how many a second."""
-    say = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # libraries print what they like
-    release = releases.read(options.release)
-    bodies = [path.read_bytes() for path in pictures.find(options.images)]
-    backend = select_backend(
-        options.backend,
-        precision=options.precision,
-        threads=options.threads,
-        gpu=True,
-        gpu_share=options.share,
-        engines=options.engines,
-    )
-    settings = EngineSettings(threads=options.threads, max_queue=4 * CLIENTS_A_REPLICA)
-    async with Engine(backend, settings) as engine:
-        await engine.prepare(release)
-        engine.flip(release.digest, 1)
-        images = pictures.cycle(bodies, options.seed)
-        await drive(engine, images, clients=CLIENTS_A_REPLICA, seconds=options.seconds)
-        say.write("ready\n")
-        await asyncio.to_thread(sys.stdin.readline)
-        measured = await drive(engine, images, clients=CLIENTS_A_REPLICA, seconds=options.seconds)
-        say.write(json.dumps({"rate": measured.rate}) + "\n")
-
-
-def replicas_rate(count: int, options: argparse.Namespace) -> Rate:
-    """Return the rate of ``count`` processes that share the GPU and the cores. Raises BackendError."""
-    command = [sys.executable, __file__, "--worker", "--release", str(options.release), "--images", str(options.images)]
-    command += ["--backend", options.backend, "--precision", options.precision, "--seconds", str(options.seconds)]
-    command += ["--threads", str(max(available_cores() // count, 1)), "--share", str(1 / count)]
-    command += ["--engines", str(options.engines)] if options.engines is not None else []
-    workers = [
-        subprocess.Popen(  # noqa: S603 - this very file
-            [*command, "--seed", str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for number in range(count)
-    ]
-    try:
-        with ThreadPoolExecutor(count) as pool:
-            ready = [pool.submit(worker.stdout.readline) for worker in workers if worker.stdout is not None]
-            wait(ready, READY_S)
-            if any(worker.poll() is not None for worker in workers) or not all(line.done() for line in ready):
-                end(workers)  # which also ends the waiting for their first line
-                msg = f"{count} replicas did not start: what they say stands above"
-                raise BackendError(msg)
-        for worker in workers:
-            if worker.stdin is not None:
-                worker.stdin.write("\n")
-                worker.stdin.flush()
-        limit = 2 * options.seconds + 60.0
-        rates = [json.loads(worker.communicate(timeout=limit)[0])["rate"] for worker in workers]
-    except (subprocess.TimeoutExpired, json.JSONDecodeError, OSError) as error:
-        msg = f"one of {count} replicas failed while it was measured: what it says stands above"
-        raise BackendError(msg) from error
-    finally:
-        end(workers)
-    return Rate("replicas", count, 0, sum(rates))
-
-
-def end(workers: Sequence[subprocess.Popen[str]]) -> None:
-    """End the processes that still run."""
-    for worker in workers:
-        if worker.poll() is None:
-            worker.kill()
-            worker.wait(10)
-
-
-def wanted_replicas(rates: Sequence[Rate]) -> int:
-    """Return the number of replicas past which none raises the rate by WORTH_IT; ``rates`` rise in their number."""
-    best = rates[0]
-    for rate in rates[1:]:
-        if rate.rate > best.rate * WORTH_IT:
-            best = rate
-    return best.lanes
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import asyncio
 import json
 import sys
 import time
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,10 @@ from models.types import DetectOptions, RequestContext
 from serve.settings import available_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from models.engine.backends.backend import Backend
+    from models.types import Release
 
 DEADLINE_S = 60.0
 MOST_CLIENTS = 256
@@ -44,6 +48,15 @@ class EngineRate:
     cpu_ms: float
     p50_ms: float | None
     p99_ms: float | None
+
+
+@asynccontextmanager
+async def serving(backend: Backend, release: Release, settings: EngineSettings) -> AsyncIterator[Engine]:
+    """Give an engine that serves ``release``, and close it afterwards. Raises ReleaseRejectedError."""
+    async with Engine(backend, settings) as engine:
+        await engine.prepare(release)
+        engine.flip(release.digest, 1)
+        yield engine
 
 
 async def drive(engine: Engine, bodies: Iterator[bytes], *, clients: int, seconds: float) -> EngineRate:
@@ -77,9 +90,7 @@ async def measure(options: argparse.Namespace) -> list[EngineRate]:
     release = releases.read(options.release or releases.prepare(options.weights))
     bodies = [path.read_bytes() for path in pictures.find(options.images)]
     backend = select_backend("auto", precision=options.precision, threads=options.threads, gpu=False)
-    async with Engine(backend, EngineSettings(threads=options.threads)) as engine:
-        await engine.prepare(release)
-        engine.flip(release.digest, 1)
+    async with serving(backend, release, EngineSettings(threads=options.threads)) as engine:
         found = []
         await drive(engine, pictures.cycle(bodies, options.seed), clients=4, seconds=options.warmup)
         for clients in options.clients:

@@ -89,7 +89,7 @@ def registry_holds(registry: Registry, model: str) -> bool:
 def _kept_here(model: str, committed: CommittedStore, cache: ReleaseCache) -> bool:
     """Return whether this machine holds what the fleet committed last for ``model``, which a replica verifies."""
     last = committed.load(model)
-    return last is not None and cache.get(last.digest) is not None
+    return last is not None and cache.holds(last.digest)
 
 
 def _stock_file(

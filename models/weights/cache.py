@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,7 @@ import numpy as np
 from models.errors import ReleaseFaultError, ReleaseRejectedError
 from models.weights.manifest import is_model_name
 from models.weights.release import read_folder
+from models.weights.retention import Item
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -77,7 +79,14 @@ class ReleaseCache:
             return read_folder(folder)
         except (ReleaseFaultError, ReleaseRejectedError) as error:
             _log.warning("cached release %s is unreadable: %s", digest[:12], error)
+            if isinstance(error, ReleaseRejectedError):
+                # A folder that stays would keep every later put from replacing it.
+                self.drop(digest)
             return None
+
+    def holds(self, digest: str) -> bool:
+        """Return whether a release is stored, without reading it: one appears whole or not at all."""
+        return self._folder(digest).is_dir()
 
     def drop(self, digest: str) -> None:
         """Forget a release, e.g. because verification found it damaged; does nothing where it is absent."""
@@ -89,6 +98,15 @@ class ReleaseCache:
         with contextlib.suppress(OSError):
             folder.rename(grave)
         shutil.rmtree(grave, ignore_errors=True)
+
+    def stored(self) -> list[Item]:
+        """Return the complete releases by digest, in the order in which they were stored."""
+        found: list[Item] = []
+        for path in self._root.iterdir() if self._root.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError):
+                if _DIGEST.match(path.name):
+                    found.append(Item(path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC)))
+        return sorted(found, key=lambda item: (item.created, item.name))
 
     def prune(self, keep: Collection[str]) -> list[str]:
         """Drop every release whose digest is not in ``keep``; return the digests dropped.

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from models.errors import ConversionError
+from models.engine.backends import torch_network
+from models.errors import ConversionError, ReleaseRejectedError
 from models.types import MAX_DETECTIONS, Contract
 from models.weights.onnx_graph import image_size, names_of
 
@@ -118,7 +119,15 @@ def save_rebuildable(checkpoint: Checkpoint, weights: Path, architecture: Path) 
         spec["nc"] = len(checkpoint.contract.names)
         architecture.write_text(yaml.safe_dump(spec, sort_keys=True))
         finding = _compare_rebuilt(checkpoint, weights, architecture)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+    except (
+        ReleaseRejectedError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        yaml.YAMLError,
+    ) as error:
         finding = f"not rebuildable: {type(error).__name__}"
     if finding != "bit-equal":
         weights.unlink(missing_ok=True)
@@ -187,14 +196,11 @@ def _shrink(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _compare_rebuilt(checkpoint: Checkpoint, weights: Path, architecture: Path) -> str:
-    from ultralytics.nn.tasks import DetectionModel  # noqa: PLC0415 - see load
-
-    rebuilt = DetectionModel(yaml.safe_load(architecture.read_text()), ch=RGB, verbose=False)
-    state = {
-        name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in load_file(weights).items()
+    files = {
+        name: np.frombuffer(path.read_bytes(), np.uint8)
+        for name, path in ((torch_network.WEIGHTS, weights), (torch_network.ARCHITECTURE, architecture))
     }
-    rebuilt.load_state_dict(state, strict=True)
-    rebuilt = rebuilt.float().eval()
+    rebuilt = torch_network.rebuild(files, checkpoint.contract, fold=False)
     side = checkpoint.contract.stride * 8
     probe = torch.rand((1, RGB, side, side), generator=torch.Generator().manual_seed(PROBE_SEED))
     end2end = checkpoint.contract.head == "end2end"

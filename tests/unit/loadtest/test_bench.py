@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import bench
+import bench_options
 import measures
 import peer_servers
 import pytest
@@ -27,10 +28,12 @@ def _inputs(tmp_path: Path) -> list[str]:
 
 def test_quick_is_shorter_and_explicit_options_win(inputs: list[str]) -> None:
     """--quick only changes defaults."""
-    full, quick = bench.parse(inputs), bench.parse([*inputs, "--quick", "--rounds", "2"])
+    full, quick = bench_options.parse(inputs), bench_options.parse([*inputs, "--quick", "--rounds", "2"])
 
     assert (full.rounds, full.steady_requests, full.clients) == (3, 2400, [1, 2, 4, 8, 16])
-    assert (quick.rounds, quick.steady_requests, quick.clients) == (2, 800, [4, 8])
+    assert (quick.rounds, quick.steady_requests, quick.clients) == (2, 600, [8])
+    lengths = ("seconds", "warmup", "engine_warmup", "lone_warmup", "idle", "steady_requests", "flood_seconds")
+    assert all(getattr(quick, name) < getattr(full, name) for name in lengths)
 
 
 @pytest.mark.parametrize(
@@ -40,14 +43,14 @@ def test_quick_is_shorter_and_explicit_options_win(inputs: list[str]) -> None:
 def test_senseless_options_are_refused(inputs: list[str], arguments: list[str]) -> None:
     """What cannot be measured is refused before anything starts."""
     with pytest.raises(SystemExit) as caught:
-        bench.parse([*inputs, *arguments])
+        bench_options.parse([*inputs, *arguments])
 
     assert caught.value.code == 2
 
 
 def test_peers_that_are_not_built_are_left_out_and_named(inputs: list[str]) -> None:
     """A plain run installs nothing, and the report says what is missing and how to get it."""
-    chosen, notes = bench.chosen_peers(bench.parse(inputs), lambda _: None)
+    chosen, notes = bench.chosen_peers(bench_options.parse(inputs), lambda _: None)
 
     assert chosen == []
     assert [note.split(":")[0] for note in notes] == ["not compared with fastapi", "not compared with pytriton"]

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator  # noqa: TC003 - pytest reads it
 from typing import TYPE_CHECKING
 
 import gpu
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 
 from models.engine.backends.backend import Plan
 from models.engine.backends.fake import FakeBackend
-from models.engine.backends.torch_fake_queue import FakeQueue
 from models.engine.preprocess import letterbox
-from models.errors import BackendError
 from models.types import Contract, Release, Thresholds
 
 if TYPE_CHECKING:
@@ -40,13 +35,6 @@ def test_without_a_gpu_it_says_so_and_leaves(capsys: pytest.CaptureFixture[str])
     assert "needs an NVIDIA GPU" in said.err
 
 
-def test_a_rate_is_what_was_done_in_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first run warms up; the clock runs from then to the end of the last one."""
-    moments: Iterator[float] = iter([0.0, 0.0, 0.5, 1.0, 1.5])
-    monkeypatch.setattr(gpu.time, "perf_counter", lambda: next(moments))
-    assert gpu.timed(lambda: 3, 1.2) == pytest.approx(9 / 1.5)
-
-
 def test_the_lanes_do_the_engines_work() -> None:
     """Every lane runs full batches and closes its session behind it."""
     backend = FakeBackend(plan=Plan(2, 4))
@@ -58,22 +46,6 @@ def test_the_lanes_do_the_engines_work() -> None:
     assert backend.sessions[0].closed
 
 
-def test_raw_runs_count_their_images() -> None:
-    """A burst of ONNX Runtime's runs does what it says it has done."""
-    nodes = [helper.make_node("Cast", ["images"], ["detections"], to=TensorProto.FLOAT)]
-    ends = [
-        helper.make_tensor_value_info(name, kind, ["n", "h", "w", 3])
-        for name, kind in (("images", TensorProto.UINT8), ("detections", TensorProto.FLOAT))
-    ]
-    model = helper.make_model(
-        helper.make_graph(nodes, "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 18)], ir_version=9
-    )
-    onnx.checker.check_model(model)
-    files = {"model.onnx": np.frombuffer(model.SerializeToString(), np.uint8)}
-    burst = gpu.raw_onnxruntime(release(files), (32, 64), 4, FakeQueue(), [("CPUExecutionProvider", {})])
-    assert burst() == gpu.BURST * 4
-
-
 def test_the_shape_that_most_pictures_have(tmp_path: Path) -> None:
     """Only its pictures are run raw, so that one batch holds them."""
     cv2 = pytest.importorskip("cv2")
@@ -83,41 +55,6 @@ def test_the_shape_that_most_pictures_have(tmp_path: Path) -> None:
         cv2.imwrite(str(paths[-1]), np.zeros((*size, 3), np.uint8))
     chosen = gpu.common_shape(paths, release())
     assert [tensor.shape for tensor, _ in chosen] == [(32, 64, 3)] * 2
-
-
-WORKER = """
-import sys
-print("ready", flush=True)
-sys.stdin.readline()
-print('{"rate": 5.0}')
-"""
-
-
-def test_replicas_start_together_and_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each process says that it is ready, waits for the start, and says its rate; none is left behind."""
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    monkeypatch.setattr(gpu, "__file__", str(script))
-    options = gpu.parse(["--release", str(tmp_path)])
-    assert gpu.replicas_rate(3, options) == gpu.Rate("replicas", 3, 0, 15.0)
-
-
-@pytest.mark.parametrize("script", ["", WORKER.replace("print('{", "print('")])
-def test_a_replica_that_fails_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """One that ends at once, and one that says nonsense, end the measurement."""
-    path = tmp_path / "worker.py"
-    path.write_text(script)
-    monkeypatch.setattr(gpu, "__file__", str(path))
-    with pytest.raises(BackendError, match="stands above"):
-        gpu.replicas_rate(2, gpu.parse(["--release", str(tmp_path)]))
-
-
-@pytest.mark.parametrize(
-    ("rates", "wanted"), [([100, 190, 300, 310], 4), ([100, 101, 99, 100], 1), ([100, 200, 400, 800], 8)]
-)
-def test_replicas_are_wanted_while_they_pay(rates: list[float], wanted: int) -> None:
-    """The fewest within five percent of what more would give."""
-    assert gpu.wanted_replicas([gpu.Rate("replicas", 2**i, 0, rate) for i, rate in enumerate(rates)]) == wanted
 
 
 def test_the_report_names_machine_goal_and_answer() -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import plot
 import pytest
 import scaling
 
@@ -57,6 +56,7 @@ def test_both_results_are_drawn(tmp_path: Path, make_result: Callable[..., dict[
     (tmp_path / "bench.json").write_text(json.dumps(make_result()))
     (tmp_path / "scaling.json").write_text(json.dumps(result_of(make_result)))
     paths = [str(tmp_path / name) for name in ("bench.json", "scaling.json")]
+    import plot  # noqa: PLC0415 - matplotlib takes most of a second to import
 
     plot.main(paths)
     first = [(tmp_path / name).read_bytes() for name in ("bench.svg", "scaling.svg")]
@@ -79,6 +79,8 @@ def test_senseless_options_are_refused(tmp_path: Path, arguments: list[str]) -> 
 def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
     """The path is named."""
     (tmp_path / "x.json").write_text("{")
+    import plot  # noqa: PLC0415 - as above
+
     with pytest.raises(SystemExit) as caught:
         plot.main([str(tmp_path / "x.json")])
 

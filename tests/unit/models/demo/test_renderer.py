@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 _SMALL = 96
 
 
+@pytest.fixture(scope="module")
+def scenes() -> list[tuple[Tray, renderer._Scene]]:
+    """Return forty trays beside the scenes that they were drawn from."""
+    seen: list[renderer._Scene] = []
+    labels = renderer._labels
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(renderer, "_labels", lambda scene: (seen.append(scene), labels(scene))[1])
+        trays = [render_tray(seed, _SMALL) for seed in range(40)]
+    return list(zip(trays, seen, strict=True))
+
+
 def _assert_sound(tray: Tray, width: int, height: int) -> None:
     """Check types, shapes and that every box lies inside the image and has an area."""
     assert tray.image.shape == (height, width, 3)
@@ -66,11 +77,11 @@ def test_too_small_is_refused() -> None:
         render_tray(0, (32, 90))
 
 
-def test_every_class_appears() -> None:
-    """Sixty seeds show every product, and none dominates."""
+def test_every_class_appears(scenes: list[tuple[Tray, renderer._Scene]]) -> None:
+    """Forty seeds show every product, and none dominates."""
     counts = np.zeros(len(CLASS_NAMES), dtype=int)
-    for seed in range(60):
-        np.add.at(counts, render_tray(seed, 64).classes, 1)
+    for tray, _ in scenes:
+        np.add.at(counts, tray.classes, 1)
     assert (counts > 0).all()
     assert counts.max() < 0.25 * counts.sum()
 
@@ -112,16 +123,12 @@ def test_boxes_are_tight(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compared >= 10
 
 
-def test_nothing_is_hidden_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_hidden_beyond_the_limit(scenes: list[tuple[Tray, renderer._Scene]]) -> None:
     """Every product laid still shows at least two fifths of itself, so none lies there unlabelled."""
-    seen: list[renderer._Scene] = []
-    labels = renderer._labels
-    monkeypatch.setattr(renderer, "_labels", lambda scene: (seen.append(scene), labels(scene))[1])
-    for seed in range(40):
-        tray = render_tray(seed, _SMALL)
-        assert tray.classes.size == len(seen[-1].classes)
-        for number, area in enumerate(seen[-1].areas):
-            assert np.count_nonzero(seen[-1].owner == number) >= 0.4 * area
+    for tray, scene in scenes:
+        assert tray.classes.size == len(scene.classes)
+        for number, area in enumerate(scene.areas):
+            assert np.count_nonzero(scene.owner == number) >= 0.4 * area
 
 
 @pytest.mark.parametrize("product", PRODUCTS, ids=lambda product: str(product.name))

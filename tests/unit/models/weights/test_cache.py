@@ -35,6 +35,18 @@ def test_what_is_put_comes_back(release_files: Files, tmp_path: Path) -> None:
     }
 
 
+def test_what_is_stored_is_known_without_reading_it(release_files: Files, tmp_path: Path) -> None:
+    """Whole releases only: one that somebody still writes is not there yet."""
+    cache = ReleaseCache(tmp_path)
+    assert not cache.holds(DIGEST)
+    (tmp_path / "releases" / f".partial-{DIGEST}").mkdir(parents=True)
+    assert not cache.holds(DIGEST)
+    cache.put(DIGEST, release_files)
+    assert cache.holds(DIGEST)
+    cache.drop(DIGEST)
+    assert not cache.holds(DIGEST)
+
+
 def test_cached_files_are_private_and_no_partial_remains(release_files: Files, tmp_path: Path) -> None:
     """Files have mode 0600; the temporary folder is gone."""
     cache = ReleaseCache(tmp_path)
