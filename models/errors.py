@@ -19,6 +19,7 @@
     ├── RegistryError                 the registry is unreachable or answers nonsense
     ├── LedgerError                   the ledger of decisions is unreachable
     ├── ConversionError               a weights file that cannot become a release
+    ├── EvaluationError               a version that cannot be evaluated on that data
     ├── SettingsError                 an illegal combination of settings
     └── BackendError                  the runtime failed on a batch
 
@@ -157,6 +158,12 @@ class ConversionError(SteelyardError):
     """A weights file cannot be turned into a release."""
 
     code = "conversion_failed"
+
+
+class EvaluationError(SteelyardError):
+    """A version cannot be evaluated: the data cannot be read, does not fit its classes, or the evaluation failed."""
+
+    code = "evaluation_failed"
 
 
 class SettingsError(SteelyardError):

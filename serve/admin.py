@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import logging
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -19,7 +20,8 @@ from pydantic import BaseModel
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation at run time
 from starlette.responses import Response  # noqa: TC002 - likewise
 
-from models.errors import SteelyardError, UnauthorizedError
+from models.errors import InvalidOptionError, SteelyardError, UnauthorizedError
+from models.rollout.order import MAX_REASON, PLAIN, Order, from_document
 from serve.catalog import RolloutState, json_response
 from serve.connection import BodyBudget, read_body
 from serve.context import context_of
@@ -41,13 +43,35 @@ _MAX_VERSION: Final = 64
 _audit = logging.getLogger("steelyard.audit")
 
 
+class OrderRequest(BaseModel):
+    """Gates to waive and trials before the commit; what is left out is not asked for."""
+
+    allow_contract_change: bool = False
+    force: str = ""
+    shadow_s: float = 0.0
+    shadow_fraction: float = 0.1
+    canary: list[float] = []
+    step_s: float = 300.0
+
+
 class PromoteRequest(BaseModel):
-    """The version to serve, a string as the registry names it."""
+    """The version to serve, a string as the registry names it; why; and under which order."""
 
     version: str
+    reason: str = "promote"
+    order: OrderRequest = OrderRequest()
 
 
-SCHEMAS: Final[list[type[BaseModel]]] = [PromoteRequest]
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """What a promote body asks for."""
+
+    version: str
+    reason: str = "promote"
+    order: Order = PLAIN
+
+
+SCHEMAS: Final[list[type[BaseModel]]] = [PromoteRequest, OrderRequest]
 
 
 def check_admin(headers: Headers, settings: Settings) -> None:
@@ -74,8 +98,8 @@ def check_admin(headers: Headers, settings: Settings) -> None:
         raise ForbiddenError(msg)
 
 
-def parse_promote(body: bytes, content_type: str) -> str:
-    """Return the version in a promote body. Raises UnsupportedMediaTypeError, InvalidBodyError or OptionError."""
+def parse_promote(body: bytes, content_type: str) -> Promotion:
+    """Return what a promote body asks for. Raises UnsupportedMediaTypeError, InvalidBodyError or OptionError."""
     if content_type.partition(";")[0].strip().lower() != "application/json":
         msg = 'Send JSON such as {"version": "2"} with Content-Type: application/json'
         raise UnsupportedMediaTypeError(msg)
@@ -83,14 +107,23 @@ def parse_promote(body: bytes, content_type: str) -> str:
         document: Any = orjson.loads(body)
     except orjson.JSONDecodeError:
         document = None
-    if not isinstance(document, dict) or "version" not in document or len(document) != 1:
-        msg = 'The body is not a JSON object with the one key "version"; send for example {"version": "2"}'
+    if not isinstance(document, dict) or "version" not in document or set(document) - {"version", "reason", "order"}:
+        msg = (
+            'The body is not a JSON object with the key "version" and, if need be, "reason" and "order"; send for '
+            'example {"version": "2"}'
+        )
         raise InvalidBodyError(msg)
-    version = document["version"]
+    version, reason = document["version"], document.get("reason", "promote")
     if not isinstance(version, str) or not 0 < len(version) <= _MAX_VERSION:
         msg = f'version is not a string of 1 to {_MAX_VERSION} characters; send for example "2", with quotes'
         raise OptionError(msg, parameter="version")
-    return version
+    if not isinstance(reason, str) or not 0 < len(reason.strip()) <= len(reason) <= MAX_REASON:
+        msg = f"reason is not a text of 1 to {MAX_REASON} characters; say why, or leave it out"
+        raise OptionError(msg, parameter="reason")
+    try:
+        return Promotion(version, reason, from_document(document.get("order", {})))
+    except InvalidOptionError as error:
+        raise OptionError(str(error), parameter="order") from error
 
 
 def admin_router(
@@ -132,8 +165,9 @@ def admin_router(
         check_admin(request.headers, settings)
         model = request.path_params["model"]
         engine_of(service.engines, model)
-        version = parse_promote(await body_of(request), request.headers.get("content-type", ""))
-        return await audited(request, "promote", version, service.promote(model, version))
+        asked = parse_promote(await body_of(request), request.headers.get("content-type", ""))
+        work = service.promote(model, asked.version, reason=asked.reason, order=asked.order)
+        return await audited(request, "promote", asked.version, work)
 
     async def rollback(request: Request) -> Response:
         """Return to the version that served before. The body is empty."""

@@ -9,11 +9,13 @@ import random
 from typing import TYPE_CHECKING, Any, Final
 
 from models.errors import RegistryError, SteelyardError
+from models.rollout.order import PLAIN
 from models.weights.register import promote
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from models.rollout.order import Order
     from models.rollout.policy import Pin
     from models.weights.registry import Desired, Registry
     from serve.faults import FaultPoints
@@ -77,11 +79,13 @@ class Alias:
         self.trouble = ""
         self._heard(desired)
 
-    async def promote(self, version: str, reason: str) -> Desired:
+    async def promote(self, version: str, reason: str, order: Order = PLAIN) -> Desired:
         """Move the alias to ``version``. Raises what ``register.promote`` raises, or RegistryError when time is up."""
         try:
             async with asyncio.timeout(DEADLINE_S), self._one:
-                desired: Desired = await self._in_thread(promote, self._registry, self._model, version, reason=reason)
+                desired: Desired = await self._in_thread(
+                    promote, self._registry, self._model, version, reason=reason, order=order
+                )
         except TimeoutError as error:
             msg = "the registry did not answer in time; see with `steelyard models` whether the promotion was recorded"
             raise RegistryError(msg) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from serve.deployment import DRAIN_LOOP_S, HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, detector
-from serve.settings import available_cores, load_settings
+from serve.settings import SECRETS, available_cores, load_settings
 from serve.sizing import size_replica
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def build_application(
         options["num_replicas"] = settings.replicas
     return detector.options(**options).bind(
         # Absolute, or every process would find another home below its own working folder.
-        settings.model_dump(mode="json", exclude={"admin_key"}) | {"home": str(settings.root)},
+        settings.model_dump(mode="json", exclude=set(SECRETS)) | {"home": str(settings.root)},
         sizing.threads,
         str(logs) if logs else None,
     )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from models.rollout.messages import Target
+
+NOTHING: Final = MappingProxyType[str, float]({})
 
 
 class Audit:
@@ -33,8 +36,9 @@ class Audit:
         reason: str,
         who: str,
         generation: int,
+        measured: Mapping[str, float] = NOTHING,
     ) -> str:
-        """Return one entry as JSON. generation: 0 where the entry is about none."""
+        """Return one entry as JSON. generation: 0 where the entry is about none. measured: the numbers behind it."""
         entry = {
             "time": self._now().isoformat(timespec="milliseconds"),
             "who": who,
@@ -45,6 +49,7 @@ class Audit:
             "generation": generation or None,
             "reason": reason,
             "result": result,
+            "measured": dict(measured),
         }
         return json.dumps(entry, sort_keys=False)
 

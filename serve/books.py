@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from models.errors import ReleaseError, SteelyardError
 from models.rollout import policy
+from models.rollout.messages import Target
+from models.rollout.state import Recovered
 from models.weights.cache import Committed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
-    from models.rollout.messages import Attempt, Target
+    from models.rollout.ledger import Recovery
+    from models.rollout.messages import Attempt
     from models.rollout.state import State
     from models.weights.cache import CommittedStore
     from models.weights.registry import Registry
@@ -70,10 +74,19 @@ class Books:
         reason: str = "",
         who: str = "rollout",
         generation: int = 0,
+        measured: Mapping[str, float] | None = None,
     ) -> None:
-        """Add a line to the audit."""
+        """Add a line to the audit. measured: name -> number, what the result rests on."""
         line = self._audit.line(
-            self._model, action, before, after, result=result, reason=reason, who=who, generation=generation
+            self._model,
+            action,
+            before,
+            after,
+            result=result,
+            reason=reason,
+            who=who,
+            generation=generation,
+            measured=measured or {},
         )
         self._enter(lambda: self._in_thread(self._audit.append, line))
 
@@ -130,3 +143,23 @@ class Books:
             self._entries.put_nowait(entry)
         except asyncio.QueueFull:
             _log.warning("the disk is too slow: an entry in the books of %s is lost", self._model)
+
+
+def recovered(incarnation: int, recovery: Recovery, record: Committed | None) -> Recovered:
+    """Return what a new life of the actor begins with: the ledger, and the durable record of what served before."""
+    event = Recovered(incarnation, recovery)
+    if record is None:
+        return event
+    event = replace(event, pin=policy.decode_pin(record.pin))
+    if recovery.committed is not None:
+        return event
+    # The cluster is new and the service is not: what it served last comes first.
+    previous = None
+    if record.previous_version is not None and record.previous_digest is not None:
+        previous = Target(record.previous_version, record.previous_digest, "")
+    return replace(
+        event,
+        restored=Target(record.version, record.digest, record.promotion or ""),
+        restored_previous=previous,
+        restored_generation=record.generation,
+    )

@@ -82,6 +82,34 @@ class ReplicaState(_Schema):
     state: str
 
 
+class GateVerdict(_Schema):
+    """What one gate said of the version tried most recently, and the numbers behind it."""
+
+    gate: str
+    passed: bool
+    waived: bool
+    reason: str
+    measured: dict[str, float]
+
+
+class TrialState(_Schema):
+    """The trial step under way: its share of images or clients, the seconds left, and what it has shown so far."""
+
+    mode: str
+    number: int
+    of: int
+    fraction: float
+    left_s: float
+    evidence: dict[str, float]
+
+
+class ProbationState(_Schema):
+    """The probation of the version that serves: seconds left; the version before as serving, it as candidate."""
+
+    left_s: float
+    evidence: dict[str, float]
+
+
 class RolloutState(_Schema):
     """Desired against serving, and where the rollout between them stands."""
 
@@ -92,6 +120,9 @@ class RolloutState(_Schema):
     state: str
     step: str | None
     reason: str | None
+    trial: TrialState | None = None
+    probation: ProbationState | None = None
+    verdicts: list[GateVerdict] = []
     replicas: list[ReplicaState]
 
 

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import httpx
 
 from models.errors import InvalidOptionError
+from models.rollout.order import PLAIN, to_document
 from serve.client_answers import (
     Box,
     DetectAnswer,
@@ -33,6 +34,8 @@ from serve.settings import is_loopback
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from types import TracebackType
+
+    from models.rollout.order import Order
 
 __all__ = ["Box", "DetectAnswer", "ModelRow", "ReplicaRow", "Rollout", "ServiceError", "SteelyardClient", "VersionRow"]
 
@@ -146,12 +149,23 @@ class SteelyardClient:
         """Return desired, serving and every replica's state. Raises ServiceError."""
         return cast("Rollout", self._get(f"/v1/models/{quote(model, safe='')}/rollout"))
 
-    def promote(self, model: str, version: str) -> dict[str, Any]:
+    def promote(self, model: str, version: str, *, reason: str | None = None, order: Order = PLAIN) -> dict[str, Any]:
         """Name ``version`` the desired one and return the service's word on it; the rollout then takes its time.
 
         Sent once only: it changes state. Raises ServiceError.
+
+        Args:
+            model: name of the model.
+            version: as the registry counts it.
+            reason: why, for whoever reads the audit later.
+            order: which gates are waived and which trials come before the commit.
         """
-        return self._send("POST", f"/v1/models/{quote(model, safe='')}/promote", json={"version": version})
+        body: dict[str, Any] = {"version": version}
+        if reason is not None:
+            body["reason"] = reason
+        if order != PLAIN:
+            body["order"] = to_document(order)
+        return self._send("POST", f"/v1/models/{quote(model, safe='')}/promote", json=body)
 
     def rollback(self, model: str) -> dict[str, Any]:
         """Go back to the version that served before, and return the service's word on it. Raises ServiceError."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from models.errors import SteelyardError
 
@@ -61,6 +61,34 @@ class ReplicaRow(TypedDict):
     state: str
 
 
+class TrialRow(TypedDict):
+    """A trial step under way; fraction and left_s: see the service's own description."""
+
+    mode: str
+    number: int
+    of: int
+    fraction: float
+    left_s: float
+    evidence: dict[str, float]
+
+
+class ProbationRow(TypedDict):
+    """The probation of the version that serves."""
+
+    left_s: float
+    evidence: dict[str, float]
+
+
+class VerdictRow(TypedDict):
+    """What one gate said."""
+
+    gate: str
+    passed: bool
+    waived: bool
+    reason: str
+    measured: dict[str, float]
+
+
 class Rollout(TypedDict):
     """What ``GET /v1/models/{model}/rollout`` says: desired and serving are two things."""
 
@@ -71,6 +99,9 @@ class Rollout(TypedDict):
     state: str
     step: str | None
     reason: str | None
+    trial: NotRequired[TrialRow | None]
+    probation: NotRequired[ProbationRow | None]
+    verdicts: NotRequired[list[VerdictRow]]
     replicas: list[ReplicaRow]
 
 

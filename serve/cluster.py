@@ -29,7 +29,7 @@ from models.errors import SettingsError, SteelyardError
 from serve.environment import BACKSTOP_S, ray_environment, serve_environment, token_path
 from serve.head import LAUNCHER_VARIABLE, HeadOptions, command
 from serve.ports import LOOPBACK, Ports, choose_ports
-from serve.settings import available_cores, load_settings
+from serve.settings import SECRETS, available_cores, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -308,12 +308,13 @@ def _listens(port: int) -> bool:
 
 
 def main() -> None:
-    """Print the environment of a cluster's pods, one NAME=value a line; the admin key is left to a secret."""
+    """Print the environment of a cluster's pods, one NAME=value a line; keys and secrets are left to a Secret."""
     parser = argparse.ArgumentParser(prog="python -m serve.cluster", description=main.__doc__)
     parser.add_argument("--print-env", action="store_true", required=True)
     parser.parse_args()
     environment = serve_environment(load_settings(), _POD_FOLDER, Ports())
-    environment.pop("STEELYARD_ADMIN_KEY", None)
+    for secret in SECRETS:
+        environment.pop(f"STEELYARD_{secret.upper()}", None)
     sys.stdout.writelines(f"{name}={value}\n" for name, value in sorted(environment.items()))
 
 

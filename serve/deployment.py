@@ -29,7 +29,7 @@ from serve.member import Member
 from serve.replica import IdleClock, Replica
 from serve.replica_metrics import NodeExposition, RaySink
 from serve.rollout import DEPLOYMENT, connect
-from serve.settings import Settings
+from serve.settings import Settings, without_secrets
 from serve.telemetry import EngineMetrics, EngineObserver, HttpMetrics
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ detector: Any = serve.deployment(name=NAME)(serve.ingress()(Detector))
 
 
 async def _build(settings: Settings, threads: int, sink: RaySink) -> Replica:
-    # The actor needs no admin key, and Ray keeps what it was made with.
-    rollout = await connect(settings.model_copy(update={"admin_key": None}), NAME)
+    # The actor needs no secrets, and Ray keeps what it was made with.
+    rollout = await connect(without_secrets(settings), NAME)
     metrics = EngineMetrics(sink)
     cache = ReleaseCache(settings.cache)
     name = ray.get_runtime_context().get_actor_name()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from models.errors import ReleaseRejectedError, UnknownModelError, UnknownVersionError
 from models.weights.release import open_release, read_folder
@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from models.types import Contract
     from models.weights.cache import ReleaseCache
     from models.weights.registry import Registry
     from serve.faults import FaultPoints
 
 _log = logging.getLogger(__name__)
+
+MOST_DOWNLOADS: Final = 2
+"""Releases that may be downloaded at once: fewer than the registry has threads, which its other calls need too."""
 
 
 class Depot:
@@ -51,7 +55,9 @@ class Depot:
         self._share, self._faults = share, faults
         self._in_thread, self._in_registry_thread = in_thread, in_registry_thread
         self._handles: dict[str, Any] = {}
+        self._contracts: dict[str, Contract] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._downloads: dict[str, asyncio.Task[Mapping[str, NDArray[np.uint8]]]] = {}
 
     async def stock(self, model: str, version: str, digest: str) -> None:
         """Have the release here, verified. Raises ReleaseError, or RegistryError where the registry is unreachable."""
@@ -68,6 +74,11 @@ class Depot:
                 self._handles[digest] = await self._in_thread(self._share, files)
             return self._handles[digest]
 
+    async def contract(self, model: str, version: str, digest: str) -> Contract:
+        """Return what clients of the release rely on, fetching and verifying it if need be; raises as ``stock``."""
+        await self.files(model, version, digest)
+        return self._contracts[digest]
+
     @property
     def held(self) -> frozenset[str]:
         """Return the digests whose files are in memory."""
@@ -77,6 +88,7 @@ class Depot:
         """Let go of all other files in memory; replicas that use them keep theirs."""
         for digest in [held for held in self._handles if held not in digests]:
             del self._handles[digest]
+            self._contracts.pop(digest, None)
         for digest in [known for known, lock in self._locks.items() if known not in digests and not lock.locked()]:
             del self._locks[digest]
 
@@ -84,22 +96,40 @@ class Depot:
         cached: Mapping[str, NDArray[np.uint8]] | None = await self._in_thread(self._cached, model, version, digest)
         if cached is not None:
             return cached
+        # A thread cannot be cancelled: whoever asks again waits for the download under way, what comes too late lies in
+        # the cache for the next one, and a slow store never takes the threads by which the alias is read.
+        while digest not in self._downloads and len(self._downloads) >= MOST_DOWNLOADS:
+            await asyncio.wait(self._downloads.values(), return_when=asyncio.FIRST_COMPLETED)
+        if digest not in self._downloads:
+            self._downloads[digest] = asyncio.create_task(self._download(model, version, digest))
+            self._downloads[digest].add_done_callback(lambda download: self._downloaded(digest, download))
+        return await asyncio.shield(self._downloads[digest])
+
+    async def _download(self, model: str, version: str, digest: str) -> Mapping[str, NDArray[np.uint8]]:
         files: Mapping[str, NDArray[np.uint8]] = await self._in_registry_thread(self._fetch, model, version)
         await self._faults.hit("actor.after_fetch")
-        await self._in_thread(open_release, model, version, files, expect_digest=digest)
+        release = await self._in_thread(open_release, model, version, files, expect_digest=digest)
+        self._contracts[digest] = release.contract
         await self._in_thread(self._cache.put, digest, files)
         return files
+
+    def _downloaded(self, digest: str, download: asyncio.Task[Mapping[str, NDArray[np.uint8]]]) -> None:
+        del self._downloads[digest]
+        # Asked for, or an error that nobody waits for any more would be reported as lost.
+        if not download.cancelled():
+            download.exception()
 
     def _cached(self, model: str, version: str, digest: str) -> Mapping[str, NDArray[np.uint8]] | None:
         files = self._cache.get(digest)
         if files is None:
             return None
         try:
-            open_release(model, version, files, expect_digest=digest)
+            release = open_release(model, version, files, expect_digest=digest)
         except ReleaseRejectedError as error:
             _log.warning("the cached copy of version %s of %s is damaged, fetching it anew: %s", version, model, error)
             self._cache.drop(digest)
             return None
+        self._contracts[digest] = release.contract
         return files
 
     def _fetch(self, model: str, version: str) -> Mapping[str, NDArray[np.uint8]]:

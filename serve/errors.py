@@ -9,7 +9,10 @@ The edge adds these errors to the tree of ``models/errors.py``; nothing below th
     ├── BodyTimeoutError          the body did not arrive within the request's deadline
     ├── UnsupportedMediaTypeError a Content-Type that no route understands
     ├── UnsupportedEncodingError  a compressed body
-    └── ForbiddenError            an admin request from a place that may not ask
+    ├── ForbiddenError            an admin request from a place that may not ask
+    ├── SignatureError            a webhook's delivery that is not signed, or not with our secret
+    │   └── StaleDeliveryError        one signed too long ago, or in the future
+    └── RepeatedDeliveryError     one that was taken before
     CapacityError
     └── NotReadyError             the readiness probe's no
 """
@@ -106,6 +109,24 @@ class ForbiddenError(RequestError):
     code = "forbidden"
 
 
+class SignatureError(RequestError):
+    """A webhook's delivery carries no signature made with this service's secret."""
+
+    code = "invalid_signature"
+
+
+class StaleDeliveryError(SignatureError):
+    """A webhook's delivery is genuine, and signed too long ago or in the future."""
+
+    code = "stale_delivery"
+
+
+class RepeatedDeliveryError(RequestError):
+    """A webhook's delivery is genuine and was taken before."""
+
+    code = "repeated_delivery"
+
+
 class NotReadyError(CapacityError):
     """The service takes no requests now; the message is the reason."""
 
@@ -134,11 +155,15 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
     InvalidBodyError: Row(400, "Invalid body"),
     InvalidImageError: Row(400, "Invalid image"),
     UnauthorizedError: Row(401, "Key missing or wrong", headers={"WWW-Authenticate": 'Bearer realm="steelyard"'}),
+    SignatureError: Row(
+        401, "Signature missing or wrong", headers={"WWW-Authenticate": 'HMAC-SHA256 realm="steelyard"'}
+    ),
     ForbiddenError: Row(403, "Forbidden"),
     UnknownModelError: Row(404, "Unknown model"),
     UnknownVersionError: Row(404, "Unknown version"),
     BodyTimeoutError: Row(408, "Body arrived too slowly"),
     ReleaseRejectedError: Row(409, "Version may not serve"),
+    RepeatedDeliveryError: Row(409, "Delivered before"),
     BodyTooLargeError: Row(413, "Body too large"),
     ImageTooLargeError: Row(413, "Image too large"),
     TooManyImagesError: Row(413, "Too many images"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from models.errors import ReleaseFaultError
+from models.evidence import Evidence
 
 if TYPE_CHECKING:
     from models.errors import ReleaseError
@@ -12,9 +13,11 @@ if TYPE_CHECKING:
 
 
 class FakeEngine:
-    """Fulfils serve.member.EnginePort. refuse: digest -> the error that preparing it raises.
+    """Fulfils serve.member_ports.EnginePort. refuse: digest -> the error that preparing it raises.
 
-    Attributes: active is (digest, generation) or None; answering, whether a batch could start; calls, oldest first.
+    Attributes: active is (digest, generation) or None; answering, whether a batch could start; calls, oldest first;
+    trial, (digest, generation, canary, shadow) of the step under way or None. To be set: golden, milliseconds by
+    digest; seen, what each digest shows in a trial or while it serves; untriable, the error that beginning one raises.
     """
 
     def __init__(self, refuse: dict[str, ReleaseError] | None = None) -> None:
@@ -26,6 +29,10 @@ class FakeEngine:
         self.held = False
         self.failing: str | None = None
         self.calls: list[str] = []
+        self.trial: tuple[str, int, float, float] | None = None
+        self.golden: dict[str, float] = {}
+        self.seen: dict[str, Evidence] = {}
+        self.untriable: ReleaseError | None = None
 
     @property
     def answering(self) -> bool:
@@ -61,10 +68,46 @@ class FakeEngine:
             self.previous = old
             self.candidate = None if self.candidate == digest else self.candidate
         self.active = (digest, generation)
+        self.trial = None
+
+    async def golden_ms(self, digest: str) -> tuple[float, float] | None:
+        """Return what ``golden`` holds of both, None where it does not."""
+        serving = self.active[0] if self.active else ""
+        if digest not in self.golden or serving not in self.golden:
+            return None
+        return self.golden[digest], self.golden[serving]
+
+    def begin_trial(self, digest: str, generation: int, *, canary: float, shadow: float) -> None:
+        """Note the step, or raise ``untriable``; raises ReleaseFaultError where the release is not resident."""
+        self.calls.append(f"trial {generation} canary {canary:g} shadow {shadow:g}")
+        if self.untriable is not None:
+            raise self.untriable
+        if not self._resident(digest):
+            msg = "the version to try is not loaded; prepare it first"
+            raise ReleaseFaultError(msg, step="canary")
+        self.trial = (digest, generation, canary, shadow)
+
+    def end_trial(self) -> None:
+        """End the trial."""
+        self.calls.append("end trial")
+        self.trial = None
+
+    def evidence(self) -> Evidence:
+        """Return what is ``seen`` of the version on trial."""
+        return self.seen.get(self.trial[0], Evidence()) if self.trial else Evidence()
+
+    def watch(self) -> Evidence:
+        """Return what is ``seen`` of the version that serves."""
+        return self.seen.get(self.active[0], Evidence()) if self.active else Evidence()
+
+    def watch_before(self) -> Evidence:
+        """Return what is ``seen`` of the version before."""
+        return self.seen.get(self.previous, Evidence()) if self.previous else Evidence()
 
     def discard(self, digest: str) -> None:
         """Drop a candidate."""
         self.calls.append("discard")
+        self.trial = None if self.trial is not None and self.trial[0] == digest else self.trial
         self.candidate = None if self.candidate == digest else self.candidate
 
     def fail_all(self, message: str | None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from models.errors import InvalidImageError, ReleaseRejectedError, UnknownVersionError
+from models.rollout.order import PLAIN
 from models.types import Answer, Contract, Detections, Release, Thresholds, Timings
 from models.weights.registry import VersionInfo
 from serve.faults import FaultPoints
@@ -17,7 +18,9 @@ from serve.faults import FaultPoints
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from models.rollout.order import Order
     from models.types import DetectOptions, RequestContext
+    from serve.webhook import Delivery
 
 NAMES: Final = ("apple", "banana", "bread", "tv, small")
 SHAPE: Final = (480, 640)
@@ -114,6 +117,10 @@ class FakeService:
         """Raised by every call of the control plane while set."""
         self.exposition = b"# HELP steelyard_up Fake.\n"
         self.previous: dict[str, str] = {}
+        self.orders: list[tuple[str, str, Order]] = []
+        """Version, reason and order of every promote that was accepted."""
+        self.hints: list[tuple[str, str]] = []
+        """Model and delivery id of every hint taken."""
 
     @property
     def engines(self) -> Mapping[str, FakeDetector]:
@@ -134,11 +141,16 @@ class FakeService:
             "state": "converged",
             "step": None,
             "reason": None,
+            "trial": None,
+            "probation": None,
+            "verdicts": [],
             "replicas": replicas,
         }
 
-    async def promote(self, model: str, version: str) -> dict[str, object]:
-        """Flip to version 1 or 2, refuse 3, know no other."""
+    async def promote(
+        self, model: str, version: str, *, reason: str = "promote", order: Order = PLAIN
+    ) -> dict[str, object]:
+        """Flip to version 1 or 2, refuse 3, know no other; the order is noted in ``orders``."""
         self._check()
         if version == "3":
             msg = "Version 3 sees nothing on its golden images; train it further and register it again"
@@ -146,6 +158,7 @@ class FakeService:
         if version not in ("1", "2"):
             msg = f"Model {model} has no version {version[:64]!r}; GET /v1/models/{model}/versions lists them"
             raise UnknownVersionError(msg)
+        self.orders.append((version, reason, order))
         serving = self.detectors[model].serving
         if serving is not None:
             self.previous[model] = serving.version
@@ -159,6 +172,14 @@ class FakeService:
             msg = "There is no earlier version to return to; promote one instead"
             raise ReleaseRejectedError(msg, step="promote")
         return await self.promote(model, self.previous[model])
+
+    async def hint(self, model: str, delivery: Delivery) -> bool:
+        """Note the hint in ``hints``, once a delivery."""
+        self._check()
+        if delivery.ident in {ident for _, ident in self.hints}:
+            return False
+        self.hints.append((model, delivery.ident))
+        return True
 
     async def arm(self, point: str, action: str) -> None:
         """Note the fault in ``armed``; raises InvalidOptionError for a point that does not exist."""

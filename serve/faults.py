@@ -19,6 +19,7 @@ ACTOR_POINTS: Final = (
     "actor.before_fetch",
     "actor.after_fetch",  # files are here, not verified
     "actor.after_verify",
+    "actor.before_judge",  # the gates are about to be asked
     "actor.before_claim",
     "actor.after_claim",
     "actor.before_record",  # a new member is about to be made durable
@@ -39,6 +40,7 @@ REPLICA_POINTS: Final = (
     "replica.before_prepare",
     "replica.after_fetch",
     "replica.after_load",
+    "replica.before_trial",  # told to begin a trial step, and for a canary held
     "replica.before_ack",  # held, not acknowledged
     "replica.after_ack",
     "replica.before_flip",
@@ -47,6 +49,10 @@ REPLICA_POINTS: Final = (
     "replica.after_ask",
 )
 POINTS: Final = frozenset(ACTOR_POINTS + REPLICA_POINTS)
+MIB: Final = 1024**2
+MOST_DELAY_S: Final = 3600.0
+"""An hour outlasts every test."""
+MOST_LEAK_MIB: Final = 64
 EXIT_STATUS: Final = 77
 """Exit status of a process that an armed point ended."""
 
@@ -58,7 +64,7 @@ class FaultInjectedError(SteelyardError):
 
 
 class FaultPoints:
-    """The points of one process. An armed action fires once: ``exit``, ``raise`` or ``delay:<seconds>``."""
+    """Points of one process. Armed actions fire once: ``exit``, ``raise``, ``delay:<seconds>``, ``leak:<MiB>``."""
 
     def __init__(
         self,
@@ -72,6 +78,7 @@ class FaultPoints:
         self._leave = leave
         self._sleep = sleep
         self._armed: dict[str, str] = {}
+        self._leaked: list[bytes] = []
 
     @property
     def allowed(self) -> bool:
@@ -104,19 +111,24 @@ class FaultPoints:
         elif action == "raise":
             msg = f"the fault point {point} was armed to raise"
             raise FaultInjectedError(msg)
+        elif action.startswith("leak:"):
+            # Written to, or the kernel would count none of it.
+            self._leaked.append(b"\x01" * (int(action.removeprefix("leak:")) * MIB))
         else:
             await self._sleep(float(action.removeprefix("delay:")))
 
 
 def check_action(action: str) -> None:
-    """Refuse an action that is not ``exit``, ``raise`` or ``delay:<seconds>``; raises InvalidOptionError."""
+    """Refuse an action that the docstring of FaultPoints does not name; raises InvalidOptionError."""
     if action in ("exit", "raise"):
         return
-    kind, _, seconds = action.partition(":")
+    kind, _, amount = action.partition(":")
     try:
-        fine = kind == "delay" and 0.0 <= float(seconds) < 3600.0  # noqa: PLR2004 - an hour outlasts every test
+        fine = (kind == "delay" and 0.0 <= float(amount) < MOST_DELAY_S) or (
+            kind == "leak" and 0 < int(amount) <= MOST_LEAK_MIB
+        )
     except ValueError:
         fine = False
     if not fine:
-        msg = f"{action!r} is no fault: use exit, raise or delay:<seconds>"
+        msg = f"{action!r} is no fault: use exit, raise, delay:<seconds> or leak:<MiB>"
         raise InvalidOptionError(msg)

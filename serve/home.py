@@ -1,4 +1,4 @@
-"""The home folder of a service: one service at a time, its record for other commands, its logs."""
+"""The home folder of a service: its format, one service at a time, its record for other commands, its logs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +18,17 @@ from filelock import FileLock, Timeout
 from models.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
+
+FORMAT: Final = 1
+"""Number of the layout of a home folder as this release writes it."""
+UNNUMBERED: Final = 1
+"""Format of the homes of the releases that wrote no number."""
+FORMAT_FILE: Final = "home.json"
+MIGRATIONS: Final[Mapping[int, Callable[[Path], None]]] = {}
+"""Format -> what makes a home of it one of the next format. Each may be run again after a crash in its middle."""
+CONTENT: Final = ("registry", "committed", "cache", "audit")
+"""Folders of which a home that was ever used has one."""
 
 SERVICE_FILE: Final = "service.json"
 LOCK_FILE: Final = "service.lock"
@@ -44,6 +55,11 @@ def only_service(home: Path) -> Iterator[None]:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = FileLock(home / LOCK_FILE, timeout=0, mode=0o600)
         lock.acquire()
+        try:
+            bring_up_to_date(home)
+        except BaseException:
+            lock.release()
+            raise
     except Timeout:
         record = read_record(home)
         who = f" on {record.url} (process {record.pid})" if record else ""
@@ -58,6 +74,89 @@ def only_service(home: Path) -> Iterator[None]:
         lock.release()
 
 
+def bring_up_to_date(
+    home: Path, *, newest: int = FORMAT, migrations: Mapping[int, Callable[[Path], None]] = MIGRATIONS
+) -> None:
+    """Make the home at ``home``, an existing folder, one of format ``newest``, step by step, and note the number.
+
+    Call it where no service runs out of the home. Raises SettingsError with one clear line where that cannot be done,
+    OSError where the disk refuses.
+    """
+    noted = read_format(home)
+    found = noted if noted is not None else UNNUMBERED if _used(home) else newest
+    if found > newest:
+        raise _newer(home, found, newest)
+    while found < newest:
+        if found not in migrations:
+            msg = (
+                f"the home folder {home} has format {found}, which this release cannot bring to format {newest}: start "
+                "a release in between with it first, or set STEELYARD_HOME to another folder"
+            )
+            raise SettingsError(msg)
+        migrations[found](home)
+        found += 1
+        _write_format(home, found)
+    if noted is None:
+        _write_format(home, newest)
+
+
+def check_format(home: Path) -> None:
+    """Refuse a home that this release cannot read. Raises SettingsError with one clear line; writes nothing."""
+    found = read_format(home)
+    if found is None:
+        found = UNNUMBERED if _used(home) else FORMAT
+    if found > FORMAT:
+        raise _newer(home, found, FORMAT)
+    if found < FORMAT:
+        msg = f"the home folder {home} has the older format {found}: start the service once, which brings it up to date"
+        raise SettingsError(msg)
+
+
+def claim_home(home: Path) -> None:
+    """Make ``home`` if need be and note its format, for a command that writes without a service.
+
+    Raises SettingsError with one clear line.
+    """
+    check_format(home)
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if read_format(home) is None:
+            _write_format(home, FORMAT)
+    except OSError as error:
+        msg = f"cannot use the home folder {home} ({error.strerror}): set STEELYARD_HOME to a folder you may write"
+        raise SettingsError(msg) from None
+
+
+def read_format(home: Path) -> int | None:
+    """Return the format noted in ``home``, None where none is. Raises SettingsError where the note makes no sense."""
+    path = home / FORMAT_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["format"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = None
+    if type(found) is not int or found < 1:
+        msg = f"{path} names no format: restore it from a backup, or set STEELYARD_HOME to another folder"
+        raise SettingsError(msg)
+    return found
+
+
+def _write_format(home: Path, number: int) -> None:
+    _write(home, FORMAT_FILE, {"format": number, "release": metadata.version("steelyard")})
+
+
+def _used(home: Path) -> bool:
+    return any((home / name).exists() for name in CONTENT)
+
+
+def _newer(home: Path, found: int, newest: int) -> SettingsError:
+    return SettingsError(
+        f"the home folder {home} was written by a newer release of Steelyard (format {found}, this one knows "
+        f"{newest}): install that release, or set STEELYARD_HOME to another folder"
+    )
+
+
 def read_record(home: Path) -> ServiceRecord | None:
     """Return the record of the service in ``home``, or None where there is none that makes sense."""
     try:
@@ -69,15 +168,19 @@ def read_record(home: Path) -> ServiceRecord | None:
 
 def write_record(home: Path, record: ServiceRecord) -> None:
     """Write the record in one step, readable by this user only."""
-    handle, name = tempfile.mkstemp(dir=home, prefix=SERVICE_FILE)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(asdict(record), file)
-    Path(name).replace(home / SERVICE_FILE)
+    _write(home, SERVICE_FILE, asdict(record))
 
 
 def remove_record(home: Path) -> None:
     """Remove the record if it is there."""
     (home / SERVICE_FILE).unlink(missing_ok=True)
+
+
+def _write(home: Path, name: str, document: Mapping[str, object]) -> None:
+    handle, partial = tempfile.mkstemp(dir=home, prefix=name)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(document, file)
+    Path(partial).replace(home / name)
 
 
 def remember_folder(home: Path, folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
-from serve import admin, catalog, docs, health, injection, openapi
+from serve import admin, catalog, docs, health, hooks, injection, openapi
 from serve.connection import BodyBudget
 from serve.context import context_of
 from serve.errors import problem_of, problem_response
@@ -58,10 +58,12 @@ def create_app(
     app.include_router(catalog.catalog_router(service))
     app.include_router(admin.admin_router(service, settings, budget, clock=clock))
     app.include_router(health.health_router(service))
+    if settings.webhook_secret is not None:
+        app.include_router(hooks.hooks_router(service, settings.webhook_secret, budget, clock=clock))
     if settings.allow_fault_injection:
         app.include_router(injection.injection_router(service, settings, budget, clock=clock))
     docs.install(app)
-    openapi.install(app, [*native_schema.SCHEMAS, *catalog.SCHEMAS, *admin.SCHEMAS, *health.SCHEMAS])
+    openapi.install(app, [*native_schema.SCHEMAS, *catalog.SCHEMAS, *admin.SCHEMAS, *health.SCHEMAS, *hooks.SCHEMAS])
     app.add_exception_handler(HTTPException, _routing_error)
     app.add_middleware(EdgeMiddleware, longest_s=settings.request_timeout_s, metrics=metrics, clock=clock)
     return app

@@ -1,7 +1,8 @@
-"""Drives one model's member machine in a replica: polls the rollout actor, prepares, holds, flips, asks the ledger.
+"""Drives one model's member machine in a replica: polls the rollout actor, prepares, tries, holds, flips, asks.
 
-The machine (``models/rollout/member.py``) decides; this file only does what it says, on the replica's event loop, and
-never blocks it. Timers are local: the actor's death shows only seconds later, a hold's deadline must not wait for it.
+The machine (``models/rollout/member.py``) decides; this file talks to the actor and ``member_effects.py`` does what the
+machine says, both on the replica's event loop, which they never block. Timers are local: the actor's death shows only
+seconds later, a hold's deadline must not wait for it.
 """
 
 from __future__ import annotations
@@ -9,99 +10,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
-from models.errors import (
-    CapacityError,
-    LedgerError,
-    RegistryError,
-    ReleaseError,
-    ReleaseFaultError,
-    ReleaseRejectedError,
-    SteelyardError,
-)
-from models.rollout import ledger as rules
 from models.rollout import member
-from models.rollout.messages import Attempt, Directive, Failure, Join, Refused
-from models.weights.release import open_release
+from models.rollout.messages import Directive
 from serve.faults import FaultPoints
+from serve.joining import Joining
+from serve.loading import Loader
+from serve.member_effects import MemberEffects
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
+    from collections.abc import Awaitable, Callable
 
     from models.rollout.ledger import Ledger
-    from models.rollout.messages import Admission, PollReply, Report
-    from models.types import Release
+    from models.rollout.messages import PollReply, Report
     from models.weights.cache import ReleaseCache
+    from serve.member_ports import ActorPort, EnginePort
     from serve.settings import Settings
 
 _log = logging.getLogger(__name__)
 
 POLL_DEADLINE_S: Final = 15.0
 """Longest wait for an answer of the actor (seconds); it answers an idle poll after 5."""
-CALL_DEADLINE_S: Final = 20.0
 BEAT_LIMIT_S: Final = 20.0
 """Silence of the loop after which the replica is unhealthy (seconds); it turns at least once a second."""
 MOST_FAILURES: Final = 5
 """Failures of the loop in a row after which the replica is unhealthy."""
-_PASSING: Final = (CapacityError, LedgerError, RegistryError)
-"""Errors by which an actor, or the way to it, says that asking again may help."""
 SHUTTING_DOWN: Final = "this replica is shutting down; retry, another replica answers"
-
-
-class EnginePort(Protocol):
-    """What a member asks of its model's engine."""
-
-    async def prepare(self, release: Release) -> None:
-        """Load, warm and test ``release`` as the candidate. Raises ReleaseError."""
-        ...
-
-    def hold(self) -> None:
-        """Start no further batch."""
-        ...
-
-    def resume(self) -> None:
-        """Start batches again."""
-        ...
-
-    def flip(self, digest: str, generation: int) -> None:
-        """Make a resident release the active one. Raises ReleaseFaultError where it is not resident."""
-        ...
-
-    def discard(self, digest: str) -> None:
-        """Drop a candidate."""
-        ...
-
-    def fail_all(self, message: str | None) -> None:
-        """Refuse requests with ``message`` until called with None."""
-        ...
-
-
-class ActorPort(Protocol):
-    """What a member asks of the rollout actor. Every method may raise anything where the actor is lost."""
-
-    async def next(self, model: str, report: Report) -> PollReply:
-        """Report and wait, some seconds at most, for something to do."""
-        ...
-
-    async def committed(self, model: str, replica: str) -> Join | Refused | None:
-        """Return what a starting replica must load; None where it should ask again."""
-        ...
-
-    async def admit(self, model: str, replica: str, generation: int, failure: Failure | None) -> Admission:
-        """Ask to become a member on ``generation``, or tell why it could not be loaded."""
-        ...
-
-    async def leave(self, model: str, replica: str) -> None:
-        """Say that this replica can start no batch any more."""
-        ...
-
-    async def files(self, model: str, version: str, digest: str) -> Mapping[str, NDArray[np.uint8]]:
-        """Return the files of a release, uint8 arrays (size,), shared memory where there is some."""
-        ...
 
 
 class Member:
@@ -136,16 +72,36 @@ class Member:
             sleep: waits that many seconds on ``clock``.
         """
         self.model, self.replica = model, replica_id
-        self._engine, self._actor, self._ledger, self._cache = engine, actor, ledger, cache
+        self._engine, self._actor = engine, actor
         self._settings = settings
         self._faults = faults or FaultPoints(allowed=settings.allow_fault_injection)
         self._clock, self._sleep = clock, sleep
+        loader = Loader(model, engine, actor, cache, faults=self._faults, timeout_s=settings.prepare_timeout_s)
+        self._joining = Joining(
+            model,
+            replica_id,
+            engine=engine,
+            actor=actor,
+            loader=loader,
+            faults=self._faults,
+            patience_s=settings.prepare_timeout_s,
+            clock=clock,
+            sleep=sleep,
+        )
+        self._effects = MemberEffects(
+            model,
+            engine=engine,
+            ledger=ledger,
+            loader=loader,
+            joining=self._joining,
+            faults=self._faults,
+            happened=self._happened,
+            clock=clock,
+            sleep=sleep,
+        )
         self._state: member.MemberState | None = None
         self._inbox: list[member.Event] = []
         self._wake = asyncio.Event()
-        self._work: asyncio.Task[None] | None = None
-        self._loaded: Attempt | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._beat: float | None = None
         self._failures = 0
         self._trouble = ""
@@ -158,21 +114,15 @@ class Member:
         a clear text; the replica must not serve then.
         """
         await self._faults.hit("replica.before_join")
-        deadline = self._clock() + self._settings.prepare_timeout_s
         self._engine.hold()
-        while True:
-            answer = await self._ask_what_to_load(deadline)
-            if isinstance(answer, Refused):
-                raise _as_error(answer.failure)
-            if answer is not None and await self._join(answer, deadline):
-                break
+        joined = await self._joining.first()
         self._state = member.MemberState(
             replica=self.replica,
-            generation=answer.attempt.generation,
-            digest=answer.attempt.target.digest,
+            generation=joined.attempt.generation,
+            digest=joined.attempt.target.digest,
             hold_deadline_s=self._settings.hold_deadline_s,
             in_doubt_limit_s=self._settings.in_doubt_limit_s,
-            incarnation=answer.incarnation,
+            incarnation=joined.incarnation,
         )
         self._engine.resume()
 
@@ -194,8 +144,7 @@ class Member:
         self._stopping = True
         self._wake.set()
         self._engine.fail_all(SHUTTING_DOWN)
-        for task in (*self._tasks, *([self._work] if self._work else [])):
-            task.cancel()
+        self._effects.cancel()
         try:
             await asyncio.wait_for(self._actor.leave(self.model, self.replica), 2.0)
         except Exception as error:  # noqa: BLE001 - whoever cannot say farewell is missed soon: its name disappears
@@ -241,7 +190,7 @@ class Member:
                     poll.cancel()
                     poll, next_poll = None, 0.0
                 if poll is None and not state.outside and self._clock() >= next_poll:
-                    self._state, sent = member.report(state)
+                    self._state, sent = self._report(state)
                     poll = asyncio.create_task(self._poll(sent))
                 timer = asyncio.create_task(_wait(self._sleep, self._until_next(next_poll if poll is None else None)))
                 waiting: set[asyncio.Task[object]] = {wake, timer} if poll is None else {wake, timer, poll}
@@ -262,6 +211,15 @@ class Member:
             for task in (poll, wake, timer):
                 if task is not None:
                     task.cancel()
+
+    def _report(self, state: member.MemberState) -> tuple[member.MemberState, Report]:
+        state, report = member.report(state)
+        if report.trial:
+            report = replace(report, evidence=self._engine.evidence())
+        # Only who flipped with the others has a version before to compare with.
+        if self._effects.since_flip_s < self._settings.probation_s + POLL_DEADLINE_S:
+            report = replace(report, watch=self._engine.watch(), watch_before=self._engine.watch_before())
+        return state, report
 
     def _until_next(self, next_poll: float | None) -> float:
         state, now = self._running(), self._clock()
@@ -300,156 +258,11 @@ class Member:
         self._state, effects = member.step(self._running(), event, self._clock())
         try:
             for effect in effects:
-                await self._do(effect)
+                await self._effects.do(effect)
         except Exception:
             # Machine and engine no longer agree, e.g. on what is loaded: answer nothing until they do again.
             self._happened(member.Directed(Directive("rejoin", self._running().incarnation)))
             raise
-
-    async def _do(self, effect: member.Effect) -> None:  # noqa: C901 - one arm an effect
-        match effect:
-            case member.Prepare(attempt):
-                self._work = self._spawn(self._prepare(attempt))
-            case member.Cancel():
-                if self._work is not None:
-                    self._work.cancel()
-            case member.Discard(digest):
-                self._engine.discard(digest)
-            case member.Hold():
-                self._engine.hold()
-                await self._faults.hit("replica.before_ack")
-            case member.Resume():
-                self._engine.resume()
-            case member.Flip(digest, generation):
-                await self._faults.hit("replica.before_flip")
-                self._engine.flip(digest, generation)
-                await self._faults.hit("replica.after_flip")
-            case member.Ask(generation):
-                self._spawn(self._ask(generation))
-            case member.FailAll(message):
-                self._engine.fail_all(message)
-            case member.Rejoin():
-                self._spawn(self._rejoin())
-
-    # What takes time, each in a task of its own that always ends in an event
-
-    async def _prepare(self, attempt: Attempt) -> None:
-        try:
-            await asyncio.wait_for(self._load(attempt), self._settings.prepare_timeout_s)
-        except asyncio.CancelledError:
-            if self._loaded == attempt:
-                # Loading had just ended, so the engine freed nothing: the machine does, if nobody wants it any more.
-                self._happened(member.Prepared(attempt))
-            raise
-        except Exception as error:  # noqa: BLE001 - reported, so that the rollout ends
-            self._happened(member.PrepareFailed(attempt, _as_failure(error)))
-        else:
-            self._happened(member.Prepared(attempt))
-
-    async def _load(self, attempt: Attempt) -> None:
-        self._loaded = None
-        await self._faults.hit("replica.before_prepare")
-        target = attempt.target
-        files = await self._files(target.version, target.digest)
-        await self._faults.hit("replica.after_fetch")
-        release = await asyncio.to_thread(open_release, self.model, target.version, files, expect_digest=target.digest)
-        await self._engine.prepare(release)
-        self._loaded = attempt
-        await self._faults.hit("replica.after_load")
-        if self._cache is not None:
-            await self._keep(self._cache, target.digest, files)
-
-    async def _files(self, version: str, digest: str) -> Mapping[str, NDArray[np.uint8]]:
-        try:
-            return await asyncio.wait_for(
-                self._actor.files(self.model, version, digest), self._settings.prepare_timeout_s
-            )
-        except Exception as error:
-            _log.info("the rollout actor did not hand out version %s of %s: %s", version, self.model, error)
-            cached = await asyncio.to_thread(self._cache.get, digest) if self._cache is not None else None
-            if cached is None:
-                raise
-            return cached
-
-    async def _keep(self, cache: ReleaseCache, digest: str, files: Mapping[str, NDArray[np.uint8]]) -> None:
-        try:
-            await asyncio.to_thread(cache.put, digest, files)
-        except ReleaseFaultError as error:
-            _log.warning("version not kept on this machine: %s", error)
-
-    async def _ask(self, generation: int) -> None:
-        try:
-            await self._faults.hit("replica.before_ask")
-            verdict = await rules.perform(rules.decision(self.model, generation, "ABORT"), self._ledger)
-            await self._faults.hit("replica.after_ask")
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever failed, nobody knows what stands: hold on and ask again
-            if not isinstance(error, LedgerError):
-                _log.warning("asking the ledger failed: %s", error)
-            await self._sleep(0.05)
-            self._happened(member.LedgerSilent(generation))
-        else:
-            self._happened(member.Ruled(generation, "COMMIT" if verdict == "COMMIT" else "ABORT"))
-
-    async def _rejoin(self) -> None:
-        pause = 0.1
-        while True:
-            try:
-                deadline = self._clock() + self._settings.prepare_timeout_s
-                answer = await self._ask_what_to_load(deadline)
-                if isinstance(answer, Join) and await self._join(answer, deadline):
-                    break
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:  # noqa: BLE001 - held all the while; only success ends this
-                _log.warning("could not join the fleet of %s again: %s", self.model, error)
-            await self._sleep(pause)
-            pause = min(2.0, pause * 2.0)
-        self._happened(member.Joined(answer.attempt.generation, answer.attempt.target.digest))
-
-    async def _ask_what_to_load(self, deadline: float) -> Join | Refused | None:
-        pause = 0.1
-        while True:
-            try:
-                return await asyncio.wait_for(self._actor.committed(self.model, self.replica), CALL_DEADLINE_S)
-            except Exception as error:
-                if isinstance(error, SteelyardError) and not isinstance(error, _PASSING):
-                    raise
-                _log.info("the rollout actor did not answer for %s: %s", self.model, error)
-                if self._clock() >= deadline:
-                    msg = f"the rollout of {self.model} cannot be reached; see whether the cluster is up"
-                    raise ReleaseFaultError(msg, step="fetch") from error
-            await self._sleep(pause)
-            pause = min(2.0, pause * 2.0)
-
-    async def _join(self, join: Join, deadline: float) -> bool:
-        """Load what ``join`` names, flip to it and be admitted; False where something newer must be loaded."""
-        attempt = join.attempt
-        try:
-            await asyncio.wait_for(self._load(attempt), self._settings.prepare_timeout_s)
-        except Exception as error:
-            failure = _as_failure(error)
-            if not join.decided:
-                await asyncio.wait_for(
-                    self._actor.admit(self.model, self.replica, attempt.generation, failure), CALL_DEADLINE_S
-                )
-            raise _as_error(failure) from error
-        self._engine.flip(attempt.target.digest, attempt.generation)
-        await self._faults.hit("replica.before_admit")
-        while True:
-            verdict: Admission = "retry"
-            try:
-                asked = self._actor.admit(self.model, self.replica, attempt.generation, None)
-                verdict = await asyncio.wait_for(asked, CALL_DEADLINE_S)
-            except Exception as error:
-                if self._clock() >= deadline:
-                    msg = f"the rollout of {self.model} does not admit this replica; see whether the cluster is up"
-                    raise ReleaseFaultError(msg, step="commit") from error
-            if verdict != "retry":
-                await self._faults.hit("replica.after_admit")
-                return verdict == "admitted"
-            await self._sleep(0.1)
 
     # Small things
 
@@ -463,12 +276,6 @@ class Member:
         self._inbox.append(event)
         self._wake.set()
 
-    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
 
 async def _wait(sleep: Callable[[float], Awaitable[None]], seconds: float) -> None:
     await sleep(seconds)
@@ -476,21 +283,5 @@ async def _wait(sleep: Callable[[float], Awaitable[None]], seconds: float) -> No
 
 def _changed(sent: Report, state: member.MemberState) -> bool:
     key = state.attempt.key if state.attempt else None
-    now = (state.generation, state.phase, key, state.candidate)
-    return (sent.generation, sent.phase, sent.attempt, sent.candidate) != now
-
-
-def _as_failure(error: Exception) -> Failure:
-    if isinstance(error, ReleaseError):
-        return Failure(error.step, str(error), permanent=error.permanent)
-    if isinstance(error, TimeoutError):
-        return Failure("load", "loading took longer than prepare_timeout_s allows", permanent=False)
-    if isinstance(error, MemoryError):
-        return Failure("load", "there is not enough memory to load it", permanent=False)
-    _log.error("a release could not be prepared", exc_info=error)
-    return Failure("load", "loading failed for a reason that only the log tells", permanent=False)
-
-
-def _as_error(failure: Failure) -> ReleaseError:
-    kind = ReleaseRejectedError if failure.permanent else ReleaseFaultError
-    return kind(failure.reason, step=failure.step)
+    now = (state.generation, state.phase, key, state.candidate, state.trial, state.failure)
+    return (sent.generation, sent.phase, sent.attempt, sent.candidate, sent.trial, sent.failure) != now

@@ -59,11 +59,13 @@ RETRY_AFTER_HEADER: Final = {
 
 _ERRORS: Final[dict[int, str]] = {
     400: "The image or the body cannot be read (`invalid_image`, `invalid_body`).",
-    401: "The admin key is missing or wrong (`unauthorized`).",
+    401: "The admin key is missing or wrong (`unauthorized`), or a webhook's signature is, or its time "
+    "(`invalid_signature`, `stale_delivery`).",
     403: "The request comes from another site (`forbidden`).",
     404: "No such model or version (`unknown_model`, `unknown_version`).",
     408: "The body was not complete in time (`body_timeout`).",
-    409: "The version may not serve; `step` and `detail` say why (`release_rejected`).",
+    409: "The version may not serve; `step` and `detail` say why (`release_rejected`). A webhook's delivery was taken "
+    "before (`repeated_delivery`).",
     413: "Too many bytes, pixels or images (`body_too_large`, `image_too_large`, `too_many_images`).",
     415: "A format, media type or encoding that is not served (`unsupported_image`, `unsupported_media_type`, "
     "`unsupported_encoding`).",

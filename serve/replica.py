@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Protocol
 
 from models.errors import CapacityError, SteelyardError, UnavailableError
+from models.rollout.order import PLAIN
 from serve.supervision import Supervisor
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from models.engine.engine import Engine
+    from models.rollout.order import Order
     from models.weights.registry import Registry, VersionInfo
+    from serve.webhook import Delivery
 
 REGISTRY_DEADLINE_S: Final = 20.0
 REGISTRY_THREADS: Final = 2
@@ -29,8 +32,8 @@ MOST_REGISTRY_READS: Final = 16
 """Reads of the registry that may run or wait; more are refused."""
 
 STOP_DEADLINE_S: Final = 12.0
-REFRESH_S: Final = 4.0
-"""Time between two refreshments of the gauges: shorter than the node's reporting interval (seconds)."""
+REFRESH_S: Final = 1.0
+"""Time between two reports of counters and gauges: shorter than the node's reporting interval (seconds)."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,12 +69,18 @@ class Fleet(Protocol):
         """Return the rollout's state. Raises UnavailableError."""
         ...
 
-    async def promote(self, model: str, version: str) -> dict[str, object]:
+    async def promote(
+        self, model: str, version: str, *, reason: str = "promote", order: Order = PLAIN
+    ) -> dict[str, object]:
         """Make ``version`` the desired one; return the rollout's state."""
         ...
 
     async def rollback(self, model: str) -> dict[str, object]:
         """Return to the version before; return the rollout's state."""
+        ...
+
+    async def hint(self, model: str, delivery: Delivery) -> bool:
+        """Say that the alias may have moved; False where the delivery is known. Raises UnavailableError."""
         ...
 
     async def arm(self, point: str, action: str) -> None:
@@ -152,7 +161,7 @@ class Replica:
         """Start nothing yet.
 
         engines, members, idle: by model name, the same names in each. exposition: reads this node's metrics.
-        refresh: sets its gauges again; called every REFRESH_S.
+        refresh: reports counters and gauges; called every REFRESH_S.
         idle_check_s: after so many seconds without an answer an engine proves on a golden image that it sees.
         """
         self._engines = engines
@@ -187,7 +196,7 @@ class Replica:
             raise
         for model in self._members:
             self._tasks.start(f"the idle check of {model}", self._prove_sight(model))
-        self._tasks.start("the refresh of the gauges", self._keep_gauges())
+        self._tasks.start("the reports of metrics", self._keep_reporting())
         self._started = True
 
     async def stop(self) -> None:
@@ -233,13 +242,19 @@ class Replica:
         """Return the rollout's state. Raises UnavailableError."""
         return await self._fleet.status(model)
 
-    async def promote(self, model: str, version: str) -> dict[str, object]:
+    async def promote(
+        self, model: str, version: str, *, reason: str = "promote", order: Order = PLAIN
+    ) -> dict[str, object]:
         """Make ``version`` the desired one; return the rollout's state."""
-        return await self._fleet.promote(model, version)
+        return await self._fleet.promote(model, version, reason=reason, order=order)
 
     async def rollback(self, model: str) -> dict[str, object]:
         """Return to the version before; return the rollout's state."""
         return await self._fleet.rollback(model)
+
+    async def hint(self, model: str, delivery: Delivery) -> bool:
+        """Say that the alias may have moved; False where the delivery is known. Raises UnavailableError."""
+        return await self._fleet.hint(model, delivery)
 
     async def arm(self, point: str, action: str) -> None:
         """Arm a fault point. Raises InvalidOptionError."""
@@ -253,7 +268,7 @@ class Replica:
         """Return the metrics of this node in Prometheus' text format. Raises UnavailableError."""
         return await self._exposition()
 
-    async def _keep_gauges(self) -> None:
+    async def _keep_reporting(self) -> None:
         while True:
             self._refresh()
             await self._sleep(REFRESH_S)

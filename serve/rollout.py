@@ -8,7 +8,9 @@ import hashlib
 import json
 import logging
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -16,21 +18,30 @@ import ray
 
 from models.errors import LedgerError, UnavailableError, UnknownModelError
 from models.rollout import ledger as rules
+from models.rollout.order import PLAIN
+from models.rollout.probation import ProbationLimits
 from models.rollout.state import Timing
+from models.rollout.trial import TrialLimits
 from models.weights.cache import CommittedStore, ReleaseCache
 from models.weights.mlflow_registry import MlflowRegistry
+from models.weights.retention import NOTHING_BESIDE, Rule, fates
 from serve.audit import Audit
 from serve.depot import Depot
 from serve.faults import REPLICA_POINTS, FaultPoints, check_action
+from serve.in_use import digests_of
 from serve.ledger import RayLedger
 from serve.reconciler import Parts, Reconciler
 from serve.rollout_client import RolloutClient, end_for_good, fingerprint_of, matching, unwrap
+from serve.settings import without_secrets
+from serve.webhook import Deliveries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from models.rollout.messages import Admission, Failure, Join, PollReply, Refused, Report
+    from models.rollout.order import Order
     from serve.settings import Settings
+    from serve.webhook import Delivery
 
 _log = logging.getLogger(__name__)
 
@@ -82,12 +93,20 @@ class RolloutActor:
             depose=lambda: os._exit(1),
             tidy=self._tidy,
             timing=Timing(
-                hold_deadline_s=settings.hold_deadline_s, prepare_timeout_s=settings.prepare_timeout_s + 10.0
+                hold_deadline_s=settings.hold_deadline_s,
+                prepare_timeout_s=settings.prepare_timeout_s + 10.0,
+                latency_factor=settings.latency_factor,
+                trial=TrialLimits(least_images=settings.trial_images),
+                probation=ProbationLimits(window_s=settings.probation_s, least_images=settings.trial_images),
             ),
             poll_interval_s=settings.poll_interval_s,
             prepare_timeout_s=settings.prepare_timeout_s,
+            quality_tolerance=settings.quality_tolerance,
         )
         self._models = {model: Reconciler(model, parts) for model in settings.models}
+        # The cache does not know of which model a release is: each model's share counts.
+        self._rule = Rule(settings.keep_versions * len(settings.models), settings.keep_days)
+        self._deliveries = Deliveries()
         self._begun = asyncio.Event()
         self._birth = asyncio.get_running_loop().create_task(self._begin())
 
@@ -144,10 +163,12 @@ class RolloutActor:
         """Return the object reference of a release's files, in a list so that Ray hands it on unopened."""
         return [await (await self._model(model)).files(version, digest)]
 
-    async def promote(self, model: str, version: str, reason: str = "promote", who: str = "operator") -> dict[str, Any]:
+    async def promote(
+        self, model: str, version: str, reason: str = "promote", who: str = "operator", order: Order = PLAIN
+    ) -> dict[str, Any]:
         """Make ``version`` the desired one and begin at once; return the status."""
         found = await self._model(model)
-        await found.promote(version, reason, who)
+        await found.promote(version, reason, who, order)
         return dict(found.status())
 
     async def rollback(self, model: str, who: str = "operator") -> dict[str, Any]:
@@ -156,9 +177,13 @@ class RolloutActor:
         await found.roll_back(ROLLBACK_WAIT_S, who)
         return dict(found.status())
 
-    async def hint(self, model: str) -> None:
-        """Read the alias soon."""
-        (await self._model(model)).hint()
+    async def hint(self, model: str, delivery: Delivery | None = None) -> bool:
+        """Read the alias soon; return False, and do nothing, where ``delivery`` was taken before."""
+        found = await self._model(model)
+        if delivery is not None and not self._deliveries.take(delivery, time.time()):
+            return False
+        found.hint()
+        return True
 
     async def status(self, model: str) -> dict[str, Any]:
         """Return the rollout of ``model`` as ``GET /v1/models/{m}/rollout`` shows it."""
@@ -199,15 +224,26 @@ class RolloutActor:
 
     async def _prune(self, keep: frozenset[str]) -> None:
         try:
-            await self._thread(prune, self._cache, self._store, keep)
+            await self._thread(prune, self._cache, self._store, keep, self._rule)
         except OSError as error:
             _log.warning("old releases could not be removed from the cache: %s", error)
 
 
-def prune(cache: ReleaseCache, store: CommittedStore, keep: frozenset[str]) -> None:
-    """Drop from the cache what is neither in ``keep`` nor the last-good of any model, served now or not; blocks."""
-    last_good = {digest for record in store.records() for digest in (record.digest, record.previous_digest) if digest}
-    cache.prune(keep | last_good)
+def prune(
+    cache: ReleaseCache,
+    store: CommittedStore,
+    keep: frozenset[str],
+    rule: Rule = NOTHING_BESIDE,
+    *,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> None:
+    """Drop from the cache what no model needs, served now or not, and ``rule`` does not keep; blocks.
+
+    keep: digests in use that the durable records need not know.
+    """
+    in_use = keep | {digest for record in store.records() for digest in digests_of(record)}
+    kept = (fate.name for fate in fates(cache.stored(), dict.fromkeys(in_use, "is in use"), rule, now()) if fate.kept)
+    cache.prune(frozenset(kept))
 
 
 def fingerprint(settings: Settings) -> str:
@@ -220,6 +256,12 @@ def fingerprint(settings: Settings) -> str:
         "hold_deadline_s": settings.hold_deadline_s,
         "prepare_timeout_s": settings.prepare_timeout_s,
         "poll_interval_s": settings.poll_interval_s,
+        "quality_tolerance": settings.quality_tolerance,
+        "latency_factor": settings.latency_factor,
+        "trial_images": settings.trial_images,
+        "probation_s": settings.probation_s,
+        "keep_versions": settings.keep_versions,
+        "keep_days": settings.keep_days,
     }
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
@@ -247,7 +289,7 @@ async def connect(settings: Settings, deployment: str = DEPLOYMENT) -> RolloutCl
 
 def prepare(settings: Settings, deployment: str = DEPLOYMENT) -> None:
     """Have the deployment's rollout actor made, and wait for nothing: the replicas then find it awake."""
-    _get_or_create(settings.model_copy(update={"admin_key": None}), deployment)
+    _get_or_create(without_secrets(settings), deployment)
 
 
 def _get_or_create(settings: Settings, deployment: str) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import ray
 
 from models.errors import UnavailableError
+from models.rollout.order import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from models.rollout.messages import Admission, Failure, Join, PollReply, Refused, Report
+    from models.rollout.order import Order
+    from serve.webhook import Delivery
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ second or two; only a redeployment with other settings ends it for good."""
 
 
 class RolloutClient:
-    """What replicas and the edge ask of the rollout actor; implements serve.member.ActorPort.
+    """What replicas and the edge ask of the rollout actor; implements serve.member_ports.ActorPort.
 
     Every method raises the error that the actor raised, or UnavailableError where it cannot be asked.
     """
@@ -76,13 +79,15 @@ class RolloutClient:
         return found
 
     async def promote(
-        self, model: str, version: str, reason: str = "promote", who: str = "operator"
+        self, model: str, version: str, *, reason: str = "promote", who: str = "operator", order: Order = PLAIN
     ) -> dict[str, object]:
         """Make ``version`` the desired one; return the status.
 
         Raises UnknownVersionError, ReleaseRejectedError with step ``promote``, or RegistryError.
         """
-        found: dict[str, object] = await self._ask("promote", model, version, reason, who, deadline_s=PEOPLE_DEADLINE_S)
+        found: dict[str, object] = await self._ask(
+            "promote", model, version, reason, who, order, deadline_s=PEOPLE_DEADLINE_S
+        )
         return found
 
     async def rollback(self, model: str, who: str = "operator") -> dict[str, object]:
@@ -90,9 +95,10 @@ class RolloutClient:
         found: dict[str, object] = await self._ask("rollback", model, who, deadline_s=PEOPLE_DEADLINE_S)
         return found
 
-    async def hint(self, model: str) -> None:
-        """Say that the alias may have moved."""
-        await self._ask("hint", model)
+    async def hint(self, model: str, delivery: Delivery | None = None) -> bool:
+        """Say that the alias may have moved; False, and nothing happens, where the actor knows ``delivery``."""
+        new: bool = await self._ask("hint", model, delivery)
+        return new
 
     async def arm(self, point: str, action: str) -> None:
         """Arm a fault point; see RolloutActor.arm. Raises InvalidOptionError unless faults are allowed."""

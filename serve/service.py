@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from models.rollout.order import PLAIN
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from models.rollout.order import Order
     from models.types import Answer, DetectOptions, Release, RequestContext
     from models.weights.registry import VersionInfo
+    from serve.webhook import Delivery
 
 
 class Detector(Protocol):
@@ -49,8 +53,10 @@ class Service(Protocol):
         """Return the rollout's state as ``GET /v1/models/{model}/rollout`` shows it. Raises UnavailableError."""
         ...
 
-    async def promote(self, model: str, version: str) -> dict[str, object]:
-        """Make ``version`` the desired one; return the rollout's state.
+    async def promote(
+        self, model: str, version: str, *, reason: str = "promote", order: Order = PLAIN
+    ) -> dict[str, object]:
+        """Make ``version`` the desired one under ``order``; return the rollout's state. reason: kept for people.
 
         Raises UnknownVersionError, ReleaseRejectedError (step ``promote``), RegistryError or UnavailableError.
         """
@@ -60,6 +66,13 @@ class Service(Protocol):
         """Return to the version served before; return the rollout's state.
 
         Raises ReleaseRejectedError where there is none, RegistryError or UnavailableError.
+        """
+        ...
+
+    async def hint(self, model: str, delivery: Delivery) -> bool:
+        """Say that the production alias may have moved; False, and nothing happens, where ``delivery`` is known.
+
+        Raises UnavailableError.
         """
         ...
 

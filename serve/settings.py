@@ -5,12 +5,15 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.errors import SettingsError
+
+SECRETS: Final = frozenset({"admin_key", "webhook_secret"})
+"""Settings that each process reads from its own environment and nothing writes down."""
 
 
 class Settings(BaseSettings):
@@ -95,11 +98,32 @@ class Settings(BaseSettings):
     prepare_timeout_s: float = Field(default=120.0, ge=1.0, le=3600.0)
     """Longest time a replica may take to load, warm and test a release (seconds)."""
 
+    quality_tolerance: float = Field(default=0.003, ge=0.0, le=1.0)
+    """Most mAP50-95 (0 to 1) that a promoted version may lose against the serving one on the same data."""
+
+    latency_factor: float = Field(default=1.5, ge=1.0, le=100.0)
+    """Most times as long as the serving version that a promoted one may take for a golden image."""
+
+    trial_images: int = Field(default=50, ge=1, le=1_000_000)
+    """Fewest live images of a version that each shadow or canary step, and each comparison on probation, rests on."""
+
+    probation_s: float = Field(default=600.0, ge=0.0, le=604_800.0)
+    """Time after a commit in which a breach brings the version before back by itself (seconds); 0 for none."""
+
     admin_key: SecretStr | None = None
     """Key that admin routes demand in ``Authorization: Bearer``; may be unset only on loopback."""
 
+    webhook_secret: SecretStr | None = Field(default=None, min_length=1)
+    """Secret of MLflow's webhooks, which ``POST /v1/hooks/mlflow`` checks; unset, there is no such route."""
+
     allow_fault_injection: bool = False
     """Lets tests arm the named fault points of the rollout; refused when not bound to loopback."""
+
+    keep_versions: int = Field(default=10, ge=1, le=100_000)
+    """Newest versions of a model that pruning keeps, in the registry and in the cache, beside those in use."""
+
+    keep_days: float = Field(default=7.0, ge=0.0, le=36_500.0)
+    """Age below which pruning keeps a version, however many there are (days)."""
 
     idle_check_s: float = Field(default=60.0, ge=1.0, le=3600.0)
     """Time without a request after which a replica proves on a golden image that it still sees (seconds)."""
@@ -151,6 +175,11 @@ class Settings(BaseSettings):
     def cache(self) -> Path:
         """Return the folder of the content-addressed release cache."""
         return self.root / "cache"
+
+
+def without_secrets(settings: Settings) -> Settings:
+    """Return the settings for a process that needs no secret: Ray keeps what it is made with."""
+    return settings.model_copy(update=dict.fromkeys(SECRETS))
 
 
 def is_loopback(host: str) -> bool:

@@ -5,6 +5,7 @@ Metrics go to a ``MetricsSink``, so that this module knows neither Ray nor Prome
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Final, Protocol
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from models.engine.backends.backend import Shape
     from models.types import Answer, ReleaseId
+
+_log = logging.getLogger(__name__)
 
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Buckets of durations in seconds: dense where one image on a CPU or GPU lies."""
@@ -55,6 +58,7 @@ GENERATION: Final = Metric("steelyard_generation", "Generation of the serving re
 SERVING: Final = Metric(
     "steelyard_serving", "1 for the version that serves, 0 for earlier ones.", ("model", "version", "digest")
 )
+HOLD_SECONDS: Final = Metric("steelyard_hold_seconds", "Time in which a swap let no batch start.", ("model",), SECONDS)
 FREED: Final = Metric("steelyard_releases_freed_total", "Retired releases whose memory was given back.", ("model",))
 COMPILED: Final = Metric("steelyard_shapes_compiled_total", "Shapes compiled in the background.", ("model", "outcome"))
 
@@ -131,6 +135,7 @@ class EngineMetrics:
         self.flips = sink.counter(FLIPS)
         self.generation = sink.gauge(GENERATION)
         self.serving = sink.gauge(SERVING)
+        self.hold = sink.histogram(HOLD_SECONDS)
         self.freed = sink.counter(FREED)
         self.compiled = sink.counter(COMPILED)
 
@@ -181,9 +186,10 @@ class EngineObserver:
         elif next(self._finished) % SAMPLED == 0:
             self._metrics.batch_seconds.observe(self._model, seconds)
 
-    def prepared(self, release: ReleaseId, seconds: float) -> None:  # noqa: ARG002 - the protocol's
+    def prepared(self, release: ReleaseId, seconds: float) -> None:
         """Count one prepared release."""
         self._metrics.prepare.observe(self._model, seconds)
+        _log.info("prepared", extra={**self._model, "version": release.version, "ms": round(1e3 * seconds, 3)})
 
     def flipped(self, release: ReleaseId, generation: int) -> None:
         """Count one flip and name the version that serves."""
@@ -193,6 +199,12 @@ class EngineObserver:
         self._metrics.serving.set(self._serving, 1.0)
         self._metrics.generation.set(self._model, float(generation))
         self._metrics.flips.inc(self._model)
+        _log.info("flipped", extra={**self._serving, "generation": generation})
+
+    def held(self, seconds: float) -> None:
+        """Count one hold."""
+        self._metrics.hold.observe(self._model, seconds)
+        _log.info("held", extra={**self._model, "ms": round(1e3 * seconds, 3)})
 
     def freed(self, release: ReleaseId) -> None:  # noqa: ARG002 - the protocol's
         """Count one retired release whose memory was given back."""

@@ -23,6 +23,7 @@ from models.engine.decode import MIB, DecodeLimits
 from models.engine.detect import Detecting, Encoded
 from models.engine.forms import Form, FormCache
 from models.engine.observe import NullObserver
+from models.engine.pace import Pace
 from models.engine.prepare import Preparer
 from models.engine.residents import Residents
 from models.engine.trial import Trial
@@ -124,6 +125,7 @@ class Engine:
         workers = max(replace(plan, lanes=limits.lanes or plan.lanes).workers for plan in backend.plans())
         self._lanes = ThreadPoolExecutor(min(workers, MOST_LANES), thread_name_prefix="lane")
         self._decoding = 0
+        self._held_at: float | None = None
         self._door = Door(limits.max_queue, clock)
         # The door below counts decoding images too. The batcher's own limit lies higher, so that an image whose tensor
         # must be made anew after a flip never finds it shut.
@@ -138,6 +140,7 @@ class Engine:
         )
         self._watch = Watch(clock)
         self._trial = Trial(self._slots, self._detecting.run, self._spare_lane, self._batcher.lane_freed)
+        self._pace = Pace(self._slots, self._detecting.run, self._spare_lane, self._batcher.lane_freed, clock=clock)
 
     def _check_open(self) -> None:
         self._batcher.check_open()
@@ -274,13 +277,26 @@ class Engine:
         """
         await self._residents.prepare(release)
 
+    async def golden_ms(self, digest: str) -> tuple[float, float] | None:
+        """Return the median time of a golden image in the release of ``digest`` and in the serving one (milliseconds).
+
+        Measured in turns while there is time to spare, for about a quarter of a second; None where there was none, or
+        nothing to compare with.
+        """
+        return await self._pace.compare(digest)
+
     def hold(self) -> None:
         """Start no further batch until ``resume``."""
+        if self._held_at is None and self._slots.active is not None:
+            self._held_at = self._clock()
         self._batcher.hold()
 
     def resume(self) -> None:
         """Start batches again."""
         self._batcher.resume()
+        if self._held_at is not None:
+            self._observer.held(self._clock() - self._held_at)
+            self._held_at = None
 
     def flip(self, digest: str, generation: int) -> None:
         """Let the resident release of ``digest`` serve under ``generation``, in one step.

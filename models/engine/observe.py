@@ -36,6 +36,10 @@ class Observer(Protocol):
         """``release`` serves from now on under ``generation``."""
         ...
 
+    def held(self, seconds: float) -> None:
+        """Batches start again after none could for ``seconds``, while something served."""
+        ...
+
     def freed(self, release: ReleaseId) -> None:
         """The last lease of a retired release ended; its memory is being given back."""
         ...
@@ -64,6 +68,9 @@ class NullObserver:
         """Ignore it."""
 
     def flipped(self, release: ReleaseId, generation: int) -> None:
+        """Ignore it."""
+
+    def held(self, seconds: float) -> None:
         """Ignore it."""
 
     def freed(self, release: ReleaseId) -> None:

@@ -20,6 +20,10 @@ One actor reconciles the registry; every replica is a member that polls it; a le
 12. A failed preparation, or several deaths in the middle of it, reject the version; a transient failure waits.
     The first attempt ever is bounded in the same way, by the replicas that were told to load it.
 13. A rollback never returns to a version that was itself rolled back from.
+14. A canary step begins as a commit does, in a hold of all, so that a client whom the candidate has answered is never
+    answered by the old version again before the attempt ends; a replica that joins meanwhile follows once it has
+    prepared. Commit only after every trial step ended well; an abort ends the trial everywhere.
+15. A version on probation that breaks its limits is refused for good, and the one before it comes back.
 
-``fake_fleet.py`` runs all of it under a hostile scheduler and checks the promises after every event.
+``fake_fleet`` runs all of it under a hostile scheduler and checks the promises after every event.
 """

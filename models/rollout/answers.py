@@ -1,40 +1,16 @@
-"""What the rollout actor answers, computed from its state alone: to polls, to starting replicas, to people."""
+"""What the rollout actor answers replicas, computed from its state alone: to polls and to those that start."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from models.rollout import policy
-from models.rollout.coordinator import choose, serving
+from models.rollout.choice import choose, step_under_way
 from models.rollout.messages import Directive, Failure, Join, Refused
 
 if TYPE_CHECKING:
-    from models.rollout.messages import Report
-    from models.rollout.state import State, View
-
-SILENT_S = 15.0
-"""Seconds without a poll after which a status calls a replica silent; the protocol itself never acts on silence."""
-
-
-class ReplicaStatus(TypedDict):
-    """One replica in a status. version is None until it has reported."""
-
-    id: str
-    version: str | None
-    state: str
-
-
-class Status(TypedDict):
-    """The rollout of one model, as ``GET /v1/models/{m}/rollout`` shows it. generation is 0 before the first commit."""
-
-    model: str
-    desired: str | None
-    serving: str | None
-    generation: int
-    state: str
-    step: str | None
-    reason: str | None
-    replicas: list[ReplicaStatus]
+    from models.rollout.messages import Attempt, Report
+    from models.rollout.state import State
 
 
 def directive_for(state: State, replica: str, now: float) -> Directive | None:
@@ -57,6 +33,8 @@ def _resolve(state: State, report: Report) -> Directive | None:
         return Directive("go", state.incarnation, state.committed)
     if generation in state.aborted:
         return Directive("release", state.incarnation, generation=generation)
+    if state.phase == "trial" and state.attempt is not None and report.attempt == state.attempt.key:
+        return _try(state, state.attempt, report)
     return None
 
 
@@ -71,18 +49,32 @@ def _catch_up(state: State, report: Report) -> Directive | None:
 
 def _work(state: State, report: Report, now: float) -> Directive | None:
     attempt = state.attempt
-    if attempt is not None and state.phase in ("prepare", "hold"):
-        if report.attempt != attempt.key:
-            return Directive("prepare", state.incarnation, attempt) if state.phase == "prepare" else None
-        if state.phase == "hold" and report.phase == "prepared":
-            return Directive("hold", state.incarnation, attempt)
-        return None
+    if attempt is not None and state.phase in ("prepare", "trial", "hold"):
+        return _towards(state, attempt, report)
     if attempt is not None and state.phase == "commit":
         return None
     keep = _wanted(state, now)
     if report.attempt is not None or report.candidate not in (None, keep):
         return Directive("stay", state.incarnation, keep=keep)
     return None
+
+
+def _towards(state: State, attempt: Attempt, report: Report) -> Directive | None:
+    if report.attempt != attempt.key:
+        return Directive("prepare", state.incarnation, attempt) if state.phase != "hold" else None
+    if report.phase != "prepared":
+        return None
+    if state.phase == "hold":
+        return Directive("hold", state.incarnation, attempt, stage=state.stage)
+    return _try(state, attempt, report)
+
+
+def _try(state: State, attempt: Attempt, report: Report) -> Directive | None:
+    """Tell a replica to run the trial step under way where it does not yet; one that has just prepared follows, too."""
+    step = step_under_way(state)
+    if step is None or report.trial >= step.number:
+        return None
+    return Directive("trial", state.incarnation, attempt, step=step)
 
 
 def _wanted(state: State, now: float) -> str | None:
@@ -108,64 +100,3 @@ def join_answer(state: State, now: float) -> Join | Refused | None:  # noqa: PLR
             return Refused(Failure("fetch", f"{note}: promote one with `steelyard promote`", permanent=False))
         case _:
             return None
-
-
-def status(state: State, now: float) -> Status:
-    """Return the status of the model for people and tools."""
-    action = choose(state, now)
-    current = serving(state)
-    wanted = state.pin.target.version if state.pin else state.desired.version if state.desired else None
-    name, step, reason = _condition(state, action)
-    return Status(
-        model=state.model,
-        desired=wanted,
-        serving=current.version if current else None,
-        generation=state.committed.generation if state.committed else 0,
-        state=name,
-        step=step,
-        reason=reason or None,
-        replicas=[
-            ReplicaStatus(id=replica.rpartition("#")[2], version=_version(state, view), state=_condition_of(view, now))
-            for replica, view in sorted(state.members.items())
-        ],
-    )
-
-
-def _condition(state: State, action: policy.Action) -> tuple[str, str | None, str]:
-    if state.phase in ("idle", "abort") and isinstance(action, policy.Refuse):
-        # Before the first commit, "rejected" tells whoever waits for the service that waiting is vain.
-        due = state.committed is None and not action.failure.permanent
-        return "starting" if due else "rejected", action.failure.step, action.failure.reason
-    if state.committed is None:
-        return "starting", _STEPS.get(state.phase), state.note
-    if state.phase in ("hold", "commit"):
-        return "holding", _STEPS[state.phase], state.note
-    if state.phase in ("fetch", "claim", "prepare", "abort"):
-        return "preparing", _STEPS.get(state.phase), state.note
-    return "serving", None, action.note if isinstance(action, policy.Keep) else state.note
-
-
-_STEPS = {
-    "fetch": "fetch", "claim": "load", "bootstrap": "load", "prepare": "load", "abort": "load", "hold": "hold",
-    "commit": "commit",
-}  # fmt: skip
-
-
-def _condition_of(view: View, now: float) -> str:
-    if view.died_at is not None:
-        return "dead"
-    if not view.admitted:
-        return "joining"
-    if view.report is None or view.seen is None or now - view.seen > SILENT_S:
-        return "silent"
-    return "serving" if view.report.phase == "idle" else view.report.phase
-
-
-def _version(state: State, view: View) -> str | None:
-    if view.report is None:
-        return None
-    known = [state.attempt.target] if state.attempt else []
-    if state.committed is not None:
-        known.append(state.committed.target)
-        known += [state.committed.previous] if state.committed.previous else []
-    return next((t.version for t in reversed(known) if t.digest == view.report.digest), None)

@@ -1,11 +1,12 @@
 """The rollout actor's state machine: ``step(state, event, now) -> (state, effects)``, one state a model.
 
-    desired → fetched → claimed → prepared → held → committed
-                 │         │         │         │
-                 └─────────┴─────────┴─────────┴──→ aborted; the target rejected, retried later or superseded
+    desired → fetched → judged → claimed → prepared → (shadow → canary →) held → committed → proven
+                 │         │        │          │             │              │                  │
+                 └─────────┴────────┴──────────┴─────────────┴──────────────┴──→ aborted: the  └──→ rolled back
+                                                        target rejected, retried later or superseded
 
-What replicas are told follows from the state alone (``answers.py``). The rules of the protocol: the module
-docstring of ``models/rollout/__init__.py``.
+Here: what an event changes. What then follows by itself: ``progress.py``; what replicas are told: ``answers.py``, from
+the state alone. The rules of the protocol: the module docstring of ``models/rollout/__init__.py``.
 """
 
 from __future__ import annotations
@@ -13,29 +14,32 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from models.rollout import endings, policy
+from models.rollout import endings, policy, progress, proving
 from models.rollout import membership as members
-from models.rollout.messages import Attempt, Failure, Target
+from models.rollout.choice import returns, serving
+from models.rollout.gates import refusal
+from models.rollout.messages import Attempt
 from models.rollout.state import (
     Admit,
     AdmitAsked,
     Announce,
-    Audit,
     Claim,
     Claimed,
-    Decide,
     Decided,
     Depose,
     DesiredRead,
     Effect,
     Event,
-    Fetch,
     Fetched,
     FetchFailed,
+    Judge,
+    Judged,
+    JudgeFailed,
     MemberDied,
     MemberLeft,
     MemberRecorded,
     MoveAlias,
+    Note,
     Polled,
     Recovered,
     RollbackAsked,
@@ -48,7 +52,7 @@ from models.rollout.state import (
 
 if TYPE_CHECKING:
     from models.rollout.endings import Step
-    from models.rollout.messages import Report
+    from models.rollout.messages import Report, Target
 
 
 def step(state: State, event: Event, now: float) -> Step:
@@ -58,31 +62,11 @@ def step(state: State, event: Event, now: float) -> Step:
     state, effects = _take(state, event, now)
     # One event can complete several conditions at once (a death can make the last prepared member the only one).
     while True:
-        advanced, more = _advance(state, now)
+        advanced, more = progress.advance(state, now)
         effects += more
         if advanced is state:
             return state, effects
         state = advanced
-
-
-def serving(state: State) -> Target | None:
-    """Return what the fleet has committed."""
-    return None if state.committed is None else state.committed.target
-
-
-def choose(state: State, now: float) -> policy.Action:
-    """Return the policy's action; before the first commit, what an earlier service had committed comes first.
-
-    While that waits for its next try, the desired version is tried; once begun, it is not dropped for the other.
-    """
-    action = policy.next_action(state.desired, serving(state), state.rejections, state.pin, now)
-    if state.committed is not None or state.restored is None:
-        return action
-    rolls = isinstance(action, policy.Roll)
-    if rolls and state.target is not None and action == policy.Roll(state.target):
-        return action
-    first = policy.next_action(None, None, state.rejections, policy.Pin(state.restored, ("", "")), now)
-    return action if rolls and isinstance(first, policy.Refuse) else first
 
 
 def _take(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR0911, PLR0912 - one arm an event
@@ -97,9 +81,13 @@ def _take(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR091
         case Fetched(target):
             if state.phase != "fetch" or target != state.target:
                 return state, ()
-            return _claim(state, now)
-        case FetchFailed(target, failure):
-            if state.phase != "fetch" or target != state.target:
+            return _fetched(state, target, now)
+        case Judged(target, verdicts):
+            if state.phase != "judge" or target != state.target:
+                return state, ()
+            return _judged(replace(state, verdicts=verdicts), target, now)
+        case FetchFailed(target, failure) | JudgeFailed(target, failure):
+            if state.phase not in ("fetch", "judge") or target != state.target:
                 return state, ()
             state, audited = endings.refuse(state, failure, now)
             return endings.idle(state, now, note=failure.reason), audited
@@ -122,7 +110,7 @@ def _take(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR091
         case MemberLeft(replica):
             return members.without(members.returned(state, replica), replica)
         case RollbackAsked(promotion):
-            return _rollback(state, promotion)
+            return proving.pin_back(state, promotion)
 
 
 def _recovered(state: State, event: Recovered, now: float) -> State:
@@ -139,6 +127,8 @@ def _recovered(state: State, event: Recovered, now: float) -> State:
         restored=event.restored,
         restored_previous=event.restored_previous,
         pin=event.pin,
+        # Members tell what they have seen only for a while after their flip, however late this life begins.
+        probation=now if found.committed is not None and proving.on_probation(state, found.committed) else None,
     )
 
 
@@ -150,27 +140,38 @@ def _desired(state: State) -> Step:
         return replace(state, pin=None), (SavePin(None),)
     now_serving = serving(state)
     if now_serving is not None and (now_serving.version, now_serving.digest) == (pin.target.version, pin.target.digest):
-        return state, (MoveAlias(pin),)
+        return _arrived(state, pin)
     return state, ()
 
 
-def _rollback(state: State, promotion: str) -> Step:
-    committed = state.committed
-    if committed is None or committed.back is None:
-        return state, ()
-    back = Target(committed.back.version, committed.back.digest, promotion)
-    if state.desired is not None:
-        over = (state.desired.promotion, state.desired.version)
-    else:
-        over = (committed.target.promotion, committed.target.version)
-    pin = policy.Pin(back, over)
-    return replace(state, pin=pin, not_before=0.0), (SavePin(pin),)
+def _arrived(state: State, pin: policy.Pin) -> Step:
+    """Have the alias follow a rollback whose target serves; a passing one gives way to what is promoted."""
+    return (replace(state, pin=None), (SavePin(None),)) if pin.passing else (state, (MoveAlias(pin),))
+
+
+def _fetched(state: State, target: Target, now: float) -> Step:
+    fetched, before = Note(target, "fetched"), serving(state)
+    if before is None or returns(state, target):
+        state, effects = _claim(state, now)
+        return state, (fetched, *effects)
+    return replace(state, phase="judge", since=now), (fetched, Judge(target, before, state.order))
+
+
+def _judged(state: State, target: Target, now: float) -> Step:
+    refused = refusal(state.verdicts)
+    if refused is not None:
+        state, audited = endings.refuse(state, refused, now)
+        return endings.idle(state, now, note=refused.reason), audited
+    told = "; ".join(f"{each.gate}: {each.reason}" for each in state.verdicts)
+    figures = {f"{each.gate}_{name}": value for each in state.verdicts for name, value in each.measured.items()}
+    state, effects = _claim(state, now)
+    return state, (Note(target, "judged", told, figures), *effects)
 
 
 def _claim(state: State, now: float) -> Step:
     if state.target is None:
         return state, ()
-    back = state.pin is not None and state.pin.target == state.target
+    back = returns(state, state.target)
     attempt = Attempt(state.top + 1, state.incarnation, state.target, _before(state, state.target), back)
     return replace(state, phase="claim", since=now, attempt=attempt), (Claim(attempt),)
 
@@ -211,8 +212,10 @@ def _committed(state: State, now: float) -> Step:
     effects += [Admit(r, "admitted") for r in sorted(state.joining) if state.members[r].admitted]
     pin = state.pin
     if pin is not None and pin.target == attempt.target:
-        effects.append(MoveAlias(pin))
-    state = endings.idle(state, now, note="")
+        state, arrived = _arrived(state, pin)
+        effects += arrived
+    watched = state.committed is not None and proving.on_probation(state, attempt)
+    state = endings.idle(replace(state, probation=now if watched else None, retiring=serving(state)), now, note="")
     return replace(
         state,
         committed=attempt,
@@ -237,98 +240,3 @@ def _aborted(state: State, now: float) -> Step:
         state = replace(state, joining=frozenset())
     state = replace(endings.idle(state, now, note=state.note), aborted=state.aborted | {attempt.generation})
     return state, tuple(effects)
-
-
-def _advance(state: State, now: float) -> Step:
-    """Make one transition that the state alone allows; return the same object where there is none."""
-    for replica, view in state.members.items():
-        if view.died_at is not None and now >= view.died_at + state.timing.death_margin_s:
-            buried, effects = members.without(state, replica)
-            return replace(buried, deaths=state.deaths + _died_preparing(state, view)), effects
-    match state.phase:
-        case "idle":
-            return _begin(state, now)
-        case "fetch" | "bootstrap" | "prepare":
-            return _prepare(state, now)
-        case "hold":
-            return _hold(state, now)
-        case _:
-            return state, ()
-
-
-def _died_preparing(state: State, view: View) -> bool:
-    # Only a death in the middle of loading speaks against the release; replicas also die with their machines.
-    if state.attempt is None or view.report is None:
-        return False
-    return view.report.phase == "preparing" and view.report.attempt == state.attempt.key
-
-
-def _begin(state: State, now: float) -> Step:
-    action = choose(state, now)
-    if now < state.not_before or not isinstance(action, policy.Roll):
-        return state, ()
-    if action.target != state.last:
-        state = replace(state, last=action.target, deaths=0, hold_failures=0)
-    return replace(state, phase="fetch", since=now, target=action.target), (Fetch(action.target),)
-
-
-def _prepare(state: State, now: float) -> Step:  # noqa: PLR0911 - one return a case
-    wanted = choose(state, now)
-    if state.target is not None and wanted != policy.Roll(state.target):
-        note = Failure("prepare", "a newer promotion superseded it", permanent=False)
-        audit = Audit(state.target, "superseded", note)
-        state, effects = endings.abort(replace(state, note="", not_before=0.0), now)
-        return state, (audit, *effects)
-    if state.phase == "bootstrap":
-        return _bootstrap(state, now)
-    if state.phase != "prepare" or state.attempt is None:
-        return state, ()
-    reports = _reports(state, state.attempt)
-    failed = next((r for r in reports if r is not None and r.failure is not None), None)
-    if failed is not None and failed.failure is not None:
-        return endings.give_up(state, failed.failure, now)
-    if state.deaths >= state.timing.max_deaths:
-        return endings.give_up(state, endings.deadly(state.deaths), now)
-    fresh = all(
-        v.admitted and v.died_at is None and v.seen is not None and now - v.seen <= state.timing.fresh_s
-        for v in state.members.values()
-    )
-    if reports and fresh and all(r is not None and r.phase == "prepared" for r in reports):
-        return replace(state, phase="hold", since=now), ()
-    if state.members and now - state.since > state.timing.prepare_timeout_s:
-        late = sorted(m for m, r in zip(state.members, reports, strict=True) if r is None or r.phase != "prepared")
-        why = f"{len(late) or 1} of {len(reports)} replicas did not prepare it in time; it is tried again later"
-        return endings.give_up(state, Failure("load", why, permanent=False), now)
-    return state, ()
-
-
-def _bootstrap(state: State, now: float) -> Step:
-    # A replica that is being recorded has loaded it: that outweighs all that died or are late.
-    if state.joining:
-        return state, ()
-    if state.deaths >= state.timing.max_deaths:
-        return endings.give_up(state, endings.deadly(state.deaths), now)
-    if state.trying and now - min(state.trying.values()) > state.timing.prepare_timeout_s:
-        why = f"{len(state.trying)} starting replicas did not load it in time; it is tried again later"
-        return endings.give_up(state, Failure("load", why, permanent=False), now)
-    return state, ()
-
-
-def _hold(state: State, now: float) -> Step:
-    if state.attempt is None:
-        return state, ()
-    reports = _reports(state, state.attempt)
-    if reports and all(r is not None and r.phase == "holding" for r in reports):
-        return replace(state, phase="commit"), (Decide(state.attempt.generation, "COMMIT"),)
-    if now - state.since >= state.timing.ack_fraction * state.timing.hold_deadline_s or not reports:
-        held = sum(r is not None and r.phase == "holding" for r in reports)
-        state, audited = endings.missed(state, f"only {held} of {len(reports)} replicas held in time", now)
-        state, effects = endings.abort(state, now)
-        return state, (*audited, *effects)
-    return state, ()
-
-
-def _reports(state: State, attempt: Attempt) -> list[Report | None]:
-    """Return each member's report where it is about ``attempt``, else None, in the members' order."""
-    views = state.members.values()
-    return [v.report if v.report is not None and v.report.attempt == attempt.key else None for v in views]

@@ -13,7 +13,7 @@ Step = tuple[State, tuple[Effect, ...]]
 
 def idle(state: State, now: float, *, note: str) -> State:
     """Return the state with nothing under way."""
-    return replace(state, phase="idle", since=now, attempt=None, target=None, note=note, trying={})
+    return replace(state, phase="idle", since=now, attempt=None, target=None, note=note, trying={}, stage=0, begun=None)
 
 
 def missed(state: State, why: str, now: float) -> Step:
@@ -23,6 +23,13 @@ def missed(state: State, why: str, now: float) -> Step:
     if state.target is None:
         return state, ()
     return state, (Audit(state.target, "aborted", Failure("hold", why, permanent=False)),)
+
+
+def missed_and_abort(state: State, why: str, now: float) -> Step:
+    """Note that a hold failed and abort the attempt; it is tried again later."""
+    state, audited = missed(state, why, now)
+    state, aborting = abort(state, now)
+    return state, (*audited, *aborting)
 
 
 def refuse(state: State, failure: Failure, now: float) -> Step:
@@ -53,6 +60,7 @@ def abort(state: State, now: float) -> Step:
     return replace(state, phase="abort", since=now), (Decide(state.attempt.generation, "ABORT"),)
 
 
-def deadly(deaths: int) -> Failure:
+def deadly(deaths: int, step: str) -> Failure:
     """Return the failure of a target that kills its replicas."""
-    return Failure("load", f"{deaths} replicas died while they prepared it", permanent=True)
+    doing = "prepared" if step == "load" else "tried"
+    return Failure(step, f"{deaths} replicas died while they {doing} it", permanent=True)

@@ -1,6 +1,8 @@
 """A replica's state machine for one model: ``step(state, event, now) -> (state, effects)``.
 
     idle → preparing → prepared → holding → idle on the new generation (COMMIT) or on the old one (ABORT)
+                          ↑          │
+                          └──────────┘  a canary step begins; a shadow begins without a hold
 
 A replica that holds never decides alone: when its deadline passes it puts ABORT and obeys what stands. While the
 ledger cannot be reached it keeps holding; after ``in_doubt_limit_s`` it fails its requests rather than answer with
@@ -12,11 +14,65 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from models.rollout.member_steps import (
+    Ask,
+    BeginTrial,
+    Cancel,
+    Directed,
+    Discard,
+    Effect,
+    EndTrial,
+    Event,
+    FailAll,
+    Flip,
+    Hold,
+    Joined,
+    LedgerSilent,
+    Prepare,
+    Prepared,
+    PrepareFailed,
+    Rejoin,
+    Resume,
+    Ruled,
+    Tick,
+    TrialBegun,
+    TrialFailed,
+)
 from models.rollout.messages import Report
 
 if TYPE_CHECKING:
-    from models.rollout.ledger import Verdict
     from models.rollout.messages import Attempt, Directive, Failure, MemberPhase
+    from models.rollout.trial import TrialStep
+
+__all__ = [
+    "IN_DOUBT",
+    "Ask",
+    "BeginTrial",
+    "Cancel",
+    "Directed",
+    "Discard",
+    "Effect",
+    "EndTrial",
+    "Event",
+    "FailAll",
+    "Flip",
+    "Hold",
+    "Joined",
+    "LedgerSilent",
+    "MemberState",
+    "Prepare",
+    "PrepareFailed",
+    "Prepared",
+    "Rejoin",
+    "Resume",
+    "Ruled",
+    "Step",
+    "Tick",
+    "TrialBegun",
+    "TrialFailed",
+    "report",
+    "step",
+]
 
 IN_DOUBT = "this replica cannot learn which weights are current; retry, another replica may answer"
 
@@ -29,6 +85,7 @@ class MemberState:
     attempt: what ``phase`` is about. candidate: digest loaded beside the active one for some attempt.
     settled: highest generation whose decision it has obeyed. deadline: of the hold. asking: the ledger was asked.
     failing: its requests are being refused because it is in doubt. outside: the actor does not count it as a member.
+    trial: number of the attempt's trial step that runs here, 0 for none. golden_ms: see Prepared.
     """
 
     replica: str
@@ -47,124 +104,10 @@ class MemberState:
     asking: bool = False
     failing: bool = False
     outside: bool = False
+    trial: int = 0
+    golden_ms: tuple[float, float] | None = None
 
 
-# Events
-
-
-@dataclass(frozen=True, slots=True)
-class Directed:
-    """The actor answered a poll."""
-
-    directive: Directive
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """The attempt's release is loaded, warm and sees."""
-
-    attempt: Attempt
-
-
-@dataclass(frozen=True, slots=True)
-class PrepareFailed:
-    """The attempt's release may not serve here."""
-
-    attempt: Attempt
-    failure: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class Ruled:
-    """The ledger says what stands for a generation."""
-
-    generation: int
-    verdict: Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerSilent:
-    """The ledger could not be asked."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """The replica was admitted on ``generation`` after it had been outside."""
-
-    generation: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = Directed | Prepared | PrepareFailed | Ruled | LedgerSilent | Joined | Tick
-
-
-# Effects
-
-
-@dataclass(frozen=True, slots=True)
-class Prepare:
-    """Load, warm and test the attempt's release in the background; answer with Prepared or PrepareFailed."""
-
-    attempt: Attempt
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Stop the preparation under way; Prepared follows only where it had just ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class Discard:
-    """Drop the candidate of this digest."""
-
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """Start no further batch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """Start batches again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flip:
-    """Make the prepared release the active one, in one tick of the loop."""
-
-    digest: str
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Put ABORT for the generation; answer with Ruled or LedgerSilent."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class FailAll:
-    """Refuse queued and new requests with this message; None ends it."""
-
-    message: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Rejoin:
-    """Load what is committed and ask to be admitted, holding all the while; answer with Joined."""
-
-
-Effect = Prepare | Cancel | Discard | Hold | Resume | Flip | Ask | FailAll | Rejoin
 Step = tuple[MemberState, tuple[Effect, ...]]
 
 
@@ -181,20 +124,27 @@ def report(state: MemberState) -> tuple[MemberState, Report]:
         attempt=attempt,
         candidate=state.candidate,
         failure=state.failure,
+        settled=state.settled,
+        trial=state.trial,
+        golden_ms=state.golden_ms,
     )
 
 
-def step(state: MemberState, event: Event, now: float) -> Step:  # noqa: PLR0911 - one arm an event
+def step(state: MemberState, event: Event, now: float) -> Step:  # noqa: C901, PLR0911 - one arm an event
     """Return the state after ``event`` and what is to be done, in order. ``now``: monotonic seconds, never falling."""
     match event:
         case Directed(directive):
             return _directed(state, directive, now)
-        case Prepared(attempt):
-            return _prepared(state, attempt)
+        case Prepared(attempt, golden_ms):
+            return _prepared(state, attempt, golden_ms)
         case PrepareFailed(attempt, failure):
             if state.phase != "preparing" or attempt != state.attempt:
                 return state, ()
             return replace(state, phase="failed", failure=failure), ()
+        case TrialBegun(attempt, number):
+            return _begun(state, attempt, number, now)
+        case TrialFailed(attempt, failure):
+            return _not_begun(state, attempt, failure, now)
         case Ruled(generation, verdict):
             if state.phase != "holding" or state.attempt is None or generation != state.attempt.generation:
                 return state, ()
@@ -216,7 +166,9 @@ def _directed(state: MemberState, directive: Directive, now: float) -> Step:  # 
         case "prepare" if directive.attempt is not None:
             return _prepare(state, directive.attempt)
         case "hold" if directive.attempt is not None:
-            return _hold(state, directive.attempt, now)
+            return _hold(state, directive, now)
+        case "trial" if directive.attempt is not None and directive.step is not None:
+            return _try(state, directive.attempt, directive.step, now)
         case "go" if directive.attempt is not None:
             mine = state.attempt is not None and state.attempt.key == directive.attempt.key
             return _go(state) if mine and state.phase in ("prepared", "holding") else (state, ())
@@ -239,17 +191,47 @@ def _prepare(state: MemberState, attempt: Attempt) -> Step:
     return replace(state, phase="preparing", attempt=attempt), (*effects, Prepare(attempt))
 
 
-def _prepared(state: MemberState, attempt: Attempt) -> Step:
+def _prepared(state: MemberState, attempt: Attempt, golden_ms: tuple[float, float] | None) -> Step:
     digest = attempt.target.digest
     if state.phase == "preparing" and attempt == state.attempt:
-        return replace(state, phase="prepared", candidate=digest), ()
+        return replace(state, phase="prepared", candidate=digest, golden_ms=golden_ms), ()
     # It was given up just as its loading ended: without this, it would stay in memory beside whatever follows.
-    wanted = (state.digest, state.candidate, state.attempt.target.digest if state.attempt else None)
-    return state, () if digest in wanted else (Discard(digest),)
+    if state.attempt is not None and digest == state.attempt.target.digest:
+        return replace(state, candidate=digest), ()
+    return state, () if digest in (state.digest, state.candidate) else (Discard(digest),)
 
 
-def _hold(state: MemberState, attempt: Attempt, now: float) -> Step:
-    if state.phase != "prepared" or state.attempt != attempt:
+def _try(state: MemberState, attempt: Attempt, step: TrialStep, now: float) -> Step:
+    if state.phase not in ("prepared", "holding") or state.attempt != attempt or step.number <= state.trial:
+        return state, ()
+    return state, () if _too_late(state, now) else (BeginTrial(attempt, step),)
+
+
+def _begun(state: MemberState, attempt: Attempt, number: int, now: float) -> Step:
+    if state.phase not in ("prepared", "holding") or state.attempt != attempt:
+        return state, (EndTrial(),)
+    state = replace(state, trial=number)
+    if state.phase == "prepared" or _too_late(state, now):
+        return state, ()
+    return replace(state, phase="prepared", deadline=0.0), (Resume(),)
+
+
+def _not_begun(state: MemberState, attempt: Attempt, failure: Failure, now: float) -> Step:
+    if state.phase not in ("prepared", "holding") or state.attempt != attempt:
+        return state, ()
+    if state.phase == "prepared":
+        return replace(state, phase="failed", failure=failure, trial=0), (EndTrial(),)
+    # Others may answer clients with the candidate by now: none of these may be answered here before all of it is off.
+    return replace(state, failure=failure, deadline=min(state.deadline, now)), ()
+
+
+def _too_late(state: MemberState, now: float) -> bool:
+    """Return whether it has held for so long that only the ledger can tell what becomes of the attempt."""
+    return state.phase == "holding" and now >= state.deadline
+
+
+def _hold(state: MemberState, directive: Directive, now: float) -> Step:
+    if state.phase != "prepared" or state.attempt != directive.attempt or state.trial != directive.stage:
         return state, ()
     return replace(state, phase="holding", deadline=now + state.hold_deadline_s, asking=False), (Hold(),)
 
@@ -270,7 +252,7 @@ def _release(state: MemberState) -> Step:
     if state.attempt is None:
         return state, ()
     effects: tuple[Effect, ...] = (Resume(), FailAll(None)) if state.failing else (Resume(),)
-    return replace(_idle(state), settled=state.attempt.generation), effects
+    return replace(_idle(state), settled=state.attempt.generation), (*_end_trial(state), *effects)
 
 
 def _stay(state: MemberState, keep: str | None) -> Step:
@@ -280,8 +262,8 @@ def _stay(state: MemberState, keep: str | None) -> Step:
 
 
 def _drop(state: MemberState, keep: str | None) -> Step:
-    """Give up the attempt under way and any candidate other than ``keep``."""
-    effects: list[Effect] = [Cancel()] if state.phase == "preparing" else []
+    """Give up the attempt under way, its trial and any candidate other than ``keep``."""
+    effects: list[Effect] = [Cancel()] if state.phase == "preparing" else [*_end_trial(state)]
     candidate = state.candidate
     if candidate not in (None, keep):
         effects.append(Discard(candidate))
@@ -315,5 +297,19 @@ def _doubt(state: MemberState, now: float) -> Step:
     return replace(state, failing=True), (FailAll(IN_DOUBT),)
 
 
+def _end_trial(state: MemberState) -> tuple[Effect, ...]:
+    return (EndTrial(),) if state.trial else ()
+
+
 def _idle(state: MemberState) -> MemberState:
-    return replace(state, phase="idle", attempt=None, failure=None, deadline=0.0, asking=False, failing=False)
+    return replace(
+        state,
+        phase="idle",
+        attempt=None,
+        failure=None,
+        deadline=0.0,
+        asking=False,
+        failing=False,
+        trial=0,
+        golden_ms=None,
+    )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from models.evidence import Evidence
+    from models.rollout.trial import TrialStep
 
 MemberPhase = Literal["idle", "preparing", "prepared", "holding", "failed"]
-"""``holding`` lasts from the acknowledged HOLD until the attempt's decision is known, doubt included."""
+"""``holding`` lasts from the acknowledged HOLD until the attempt's decision is known, doubt included, or until the
+canary step begins for which it was asked."""
 
-DirectiveKind = Literal["stay", "prepare", "hold", "go", "release", "rejoin"]
+DirectiveKind = Literal["stay", "prepare", "trial", "hold", "go", "release", "rejoin"]
 """``go`` and ``release`` are sent once the ledger holds COMMIT or ABORT: they report a decision, never make one."""
 
 Admission = Literal["admitted", "retry", "stale"]
@@ -67,6 +72,10 @@ class Report:
 
     seq: rises by one a report, so that late ones are ignored. generation: the one it answers with.
     attempt: (generation, incarnation) that ``phase`` is about. candidate: digest loaded beside the active one.
+    settled: highest generation whose decision it knows. trial: number of the attempt's trial step that runs here, 0 for
+    none; evidence: what it has shown here. golden_ms: median time of a golden image in the attempt's release and in the
+    one that serves (milliseconds). watch, watch_before: for a while after a commit, what the release that serves has
+    shown here since, and what the one before had shown in its last hour.
     """
 
     replica: str
@@ -77,14 +86,21 @@ class Report:
     attempt: tuple[int, int] | None = None
     candidate: str | None = None
     failure: Failure | None = None
+    settled: int = 0
+    trial: int = 0
+    evidence: Evidence | None = None
+    golden_ms: tuple[float, float] | None = None
+    watch: Evidence | None = None
+    watch_before: Evidence | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Directive:
     """What the actor wants of one replica now; repeating or losing one is harmless.
 
-    incarnation: of the sender. attempt: for prepare, hold and go. generation: for release.
+    incarnation: of the sender. attempt: for prepare, trial, hold and go. generation: for release.
     keep: digest that a ``stay`` lets the replica keep as its candidate; any other candidate goes.
+    step: of ``trial``. stage: the trial step out of which a ``hold`` is asked, 0 for none; another one is an old story.
     """
 
     kind: DirectiveKind
@@ -92,6 +108,8 @@ class Directive:
     attempt: Attempt | None = None
     generation: int = 0
     keep: str | None = None
+    step: TrialStep | None = None
+    stage: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,10 +33,12 @@ class Pin:
     """A rollback that stands for the alias until a newer promotion appears.
 
     over: (promotion, version) of the alias at the time of the rollback: what the pin overrides.
+    passing: it ends with its own commit, because what it overrides is a newer promotion that has nothing to do with it.
     """
 
     target: Target
     over: tuple[str, str]
+    passing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,6 @@ def decode_pin(text: str | None) -> Pin | None:
     try:
         raw = json.loads(text)
         promotion, version = raw["over"]
-        return Pin(Target(**raw["target"]), (str(promotion), str(version)))
+        return Pin(Target(**raw["target"]), (str(promotion), str(version)), bool(raw.get("passing", False)))
     except (KeyError, TypeError, ValueError):
         return None

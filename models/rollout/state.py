@@ -1,26 +1,114 @@
-"""What the rollout actor knows of one model, what happens to it, and what it wants done: frozen values."""
+"""What the rollout actor knows of one model: frozen values.
+
+The events that change it and the effects that it wants are named here, too, so that one import serves.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from models.rollout.effects import (
+    Admit,
+    Announce,
+    Audit,
+    Claim,
+    Decide,
+    Depose,
+    Effect,
+    Fetch,
+    ForgetMember,
+    Judge,
+    MoveAlias,
+    Note,
+    RecordMember,
+    SavePin,
+)
+from models.rollout.events import (
+    AdmitAsked,
+    Claimed,
+    Decided,
+    DesiredRead,
+    Event,
+    Fetched,
+    FetchFailed,
+    Judged,
+    JudgeFailed,
+    MemberDied,
+    MemberLeft,
+    MemberRecorded,
+    Polled,
+    Recovered,
+    RollbackAsked,
+    Tick,
+    TryTold,
+)
+from models.rollout.order import PLAIN, Order
+from models.rollout.probation import ProbationLimits
+from models.rollout.trial import TrialLimits
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from models.rollout.ledger import ClaimOutcome, Recovery, Verdict
-    from models.rollout.messages import Admission, Attempt, Failure, Report, Target
+    from models.rollout.gates import Verdict
+    from models.rollout.messages import Attempt, Report, Target
     from models.rollout.policy import Pin, Rejection
     from models.weights.registry import Desired
 
-Phase = Literal["boot", "idle", "fetch", "claim", "bootstrap", "prepare", "hold", "commit", "abort", "deposed"]
-"""boot: the ledger is being read. bootstrap: nothing is committed, starting replicas try the attempt. commit, abort:
-the decision is being written. deposed: a later life of the actor exists; this one acts no more."""
+__all__ = [
+    "Admit",
+    "AdmitAsked",
+    "Announce",
+    "Audit",
+    "Claim",
+    "Claimed",
+    "Decide",
+    "Decided",
+    "Depose",
+    "DesiredRead",
+    "Effect",
+    "Event",
+    "Fetch",
+    "FetchFailed",
+    "Fetched",
+    "ForgetMember",
+    "Judge",
+    "JudgeFailed",
+    "Judged",
+    "MemberDied",
+    "MemberLeft",
+    "MemberRecorded",
+    "MoveAlias",
+    "Note",
+    "Phase",
+    "Polled",
+    "RecordMember",
+    "Recovered",
+    "RollbackAsked",
+    "SavePin",
+    "State",
+    "Tick",
+    "Timing",
+    "TryTold",
+    "View",
+]
+
+Phase = Literal[
+    "boot", "idle", "fetch", "judge", "claim", "bootstrap", "prepare", "trial", "hold", "commit", "abort", "deposed"
+]
+"""boot: the ledger is being read. judge: the gates are asked. bootstrap: nothing is committed, starting replicas try
+the attempt. prepare: until every member has loaded it and runs the trial step under way. trial: while that step lasts.
+hold: every member stops its batches, for the commit or for a canary step. commit, abort: the decision is being written.
+deposed: a later life of the actor exists; this one acts no more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Waits in seconds. ack_fraction: part of the hold deadline within which all must have acknowledged."""
+    """Waits in seconds, and limits. ack_fraction: part of the hold deadline within which all must have acknowledged.
+
+    judge_every_s: least time between two looks at evidence. latency_factor: of the latency gate, >= 1.
+    trial, probation: what a candidate and a version that has just begun to serve are held to; no probation by default.
+    """
 
     hold_deadline_s: float = 0.5
     ack_fraction: float = 0.6
@@ -32,6 +120,10 @@ class Timing:
     hold_backoff_s: float = 0.2
     hold_backoff_cap_s: float = 5.0
     max_deaths: int = 3
+    judge_every_s: float = 0.2
+    latency_factor: float = 1.5
+    trial: TrialLimits = field(default_factory=TrialLimits)
+    probation: ProbationLimits = field(default_factory=lambda: ProbationLimits(window_s=0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +144,13 @@ class State:
     aborted: generations above the committed one whose decision is ABORT.
     joining: replicas whose admission waits for a durable record or the first commit.
     trying: before the first commit, replicas that were told to load the attempt, and when.
-    deaths, hold_failures: of members while ``last``, the target tried most recently, was prepared or held.
+    order, verdicts, deaths, hold_failures, advanced: of ``last``, the target tried most recently: what its promotion
+    asked for; what the gates said; members that died while they prepared or tried it; holds that failed; trial steps
+    that ended well, which another attempt need not repeat.
+    stage: number of the trial step that the members run in this attempt, 0 for none. begun: when all of them did.
+    judged, watched: last look at the evidence of the trial and of the probation.
+    probation: since when the committed version is on probation, None where it is not.
+    retiring: what served before the last commit, until no member answers with it any more.
     """
 
     model: str
@@ -75,212 +173,16 @@ class State:
     last: Target | None = None
     attempt: Attempt | None = None
     rejections: tuple[Rejection, ...] = ()
+    order: Order = PLAIN
+    verdicts: tuple[Verdict, ...] = ()
     deaths: int = 0
     hold_failures: int = 0
+    advanced: int = 0
+    stage: int = 0
+    begun: float | None = None
+    judged: float = float("-inf")
+    watched: float = float("-inf")
+    probation: float | None = None
+    retiring: Target | None = None
     not_before: float = 0.0
     note: str = ""
-
-
-# Events
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """The ledger and the durable record were read; this life has ``incarnation``."""
-
-    incarnation: int
-    recovery: Recovery
-    restored: Target | None = None
-    restored_previous: Target | None = None
-    restored_generation: int = 0
-    pin: Pin | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DesiredRead:
-    """The production alias was read."""
-
-    desired: Desired | None
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """The target's files are here and verified."""
-
-    target: Target
-
-
-@dataclass(frozen=True, slots=True)
-class FetchFailed:
-    """The target cannot be had, or is not what it claims to be."""
-
-    target: Target
-    failure: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """The claim of a generation was settled."""
-
-    attempt: Attempt
-    outcome: ClaimOutcome
-
-
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """The ledger says what stands for a generation."""
-
-    generation: int
-    verdict: Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Polled:
-    """A replica reported."""
-
-    report: Report
-
-
-@dataclass(frozen=True, slots=True)
-class TryTold:
-    """A starting replica was told to load an attempt that nobody has committed yet."""
-
-    replica: str
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class AdmitAsked:
-    """A starting replica has loaded ``generation`` (failure None) or could not."""
-
-    replica: str
-    generation: int
-    failure: Failure | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MemberRecorded:
-    """A member stands in the ledger; ``in_charge`` False when a later life of the actor exists."""
-
-    replica: str
-    in_charge: bool
-
-
-@dataclass(frozen=True, slots=True)
-class MemberDied:
-    """The replica's process is proven dead."""
-
-    replica: str
-
-
-@dataclass(frozen=True, slots=True)
-class MemberLeft:
-    """The replica says that it can start no batch any more."""
-
-    replica: str
-
-
-@dataclass(frozen=True, slots=True)
-class RollbackAsked:
-    """Go back to what served before, under this fresh promotion id."""
-
-    promotion: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = (
-    Recovered | DesiredRead | Fetched | FetchFailed | Claimed | Decided | Polled | TryTold | AdmitAsked
-    | MemberRecorded | MemberDied | MemberLeft | RollbackAsked | Tick
-)  # fmt: skip
-
-
-# Effects
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch:
-    """Bring the target's files here and verify them; answer with Fetched or FetchFailed."""
-
-    target: Target
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Run ``ledger.claim``; answer with Claimed."""
-
-    attempt: Attempt
-
-
-@dataclass(frozen=True, slots=True)
-class Decide:
-    """Put the verdict, again and again until the ledger answers; answer with Decided."""
-
-    generation: int
-    verdict: Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class RecordMember:
-    """Run ``ledger.record_member``; answer with MemberRecorded."""
-
-    replica: str
-
-
-@dataclass(frozen=True, slots=True)
-class ForgetMember:
-    """Run ``ledger.forget_member``."""
-
-    replica: str
-
-
-@dataclass(frozen=True, slots=True)
-class Admit:
-    """Answer the replica's admission."""
-
-    replica: str
-    answer: Admission
-
-
-@dataclass(frozen=True, slots=True)
-class Announce:
-    """A generation is committed: record it durably, in the audit and, off the critical path, in the registry."""
-
-    attempt: Attempt
-    started: float
-
-
-@dataclass(frozen=True, slots=True)
-class Audit:
-    """Something ended without a commit: write it down. result: rejected, aborted or superseded."""
-
-    target: Target
-    result: Literal["rejected", "aborted", "superseded"]
-    failure: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class SavePin:
-    """Store the pin durably before anything else happens for it."""
-
-    pin: Pin | None
-
-
-@dataclass(frozen=True, slots=True)
-class MoveAlias:
-    """Point the registry's alias at the pin's target, if the alias still names what the pin overrides."""
-
-    pin: Pin
-
-
-@dataclass(frozen=True, slots=True)
-class Depose:
-    """A later life exists: end this process."""
-
-
-Effect = (
-    Fetch | Claim | Decide | RecordMember | ForgetMember | Admit | Announce | Audit | SavePin | MoveAlias | Depose
-)  # fmt: skip

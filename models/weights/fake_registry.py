@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from models.errors import RegistryError, UnknownModelError, UnknownVersionError
+from models.rollout.order import PLAIN, Order
 from models.weights.registry import (
     DIGEST_TAG,
     PRODUCTION,
@@ -14,8 +15,10 @@ from models.weights.registry import (
     READY,
     SOURCE_TAG,
     Desired,
+    Evaluation,
     VersionInfo,
 )
+from models.weights.retention import aliased
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +37,9 @@ class FakeRegistry:
         self.files: dict[tuple[str, str], dict[str, bytes]] = {}
         self.serving: dict[str, tuple[int, str, str]] = {}
         self._versions: dict[str, list[VersionInfo]] = {}
-        self._desired: dict[str, tuple[str, str]] = {}
+        self._numbers: dict[str, int] = {}
+        self._desired: dict[str, tuple[str, str, Order]] = {}
+        self._evaluations: dict[tuple[str, str], dict[str, Evaluation]] = {}
         self._lock = threading.RLock()
 
     def models(self) -> list[str]:
@@ -50,7 +55,7 @@ class FakeRegistry:
             if model not in self._versions:
                 msg = f"The registry holds no model named {model}; register weights for it first."
                 raise UnknownModelError(msg)
-            wanted = self._desired.get(model, ("", ""))[0]
+            wanted = self._desired.get(model, ("", "", PLAIN))[0]
             return [
                 replace(info, aliases=(PRODUCTION,) if info.version == wanted else ()) for info in self._versions[model]
             ]
@@ -69,9 +74,9 @@ class FakeRegistry:
             self._reach()
             if model not in self._desired:
                 return None
-            version, promotion = self._desired[model]
+            version, promotion, order = self._desired[model]
             info = self.version(model, version)
-            return Desired(model, version, info.digest, info.state, promotion)
+            return Desired(model, version, info.digest, info.state, promotion, order)
 
     def create_version(
         self, model: str, folder: Path, *, tags: Mapping[str, str], metrics: Mapping[str, float]
@@ -80,14 +85,15 @@ class FakeRegistry:
         with self._lock:
             self._reach()
             existing = self._versions.setdefault(model, [])
+            number = self._numbers[model] = self._numbers.get(model, 0) + 1
             info = VersionInfo(
                 model=model,
-                version=str(len(existing) + 1),
+                version=str(number),
                 digest=tags.get(DIGEST_TAG, ""),
                 state=READY,
                 promotable=tags.get(PROMOTABLE_TAG, ""),
                 source_sha256=tags.get(SOURCE_TAG, ""),
-                created=f"1970-01-01T00:00:{len(existing):02d}.000+00:00",
+                created=f"1970-01-01T00:00:{number - 1:02d}.000+00:00",
                 metrics=dict(metrics),
             )
             self.files[model, info.version] = {
@@ -105,12 +111,50 @@ class FakeRegistry:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
 
-    def promote(self, model: str, version: str, *, promotion: str, reason: str) -> Desired:  # noqa: ARG002 - the port's
+    def promote(
+        self,
+        model: str,
+        version: str,
+        *,
+        promotion: str,
+        reason: str,  # noqa: ARG002 - the port's
+        order: Order = PLAIN,
+    ) -> Desired:
         """Point the production alias at ``version``. Raises UnknownVersionError or RegistryError."""
         with self._lock:
             info = self.version(model, version)
-            self._desired[model] = (version, promotion)
-            return Desired(model, version, info.digest, info.state, promotion)
+            self._desired[model] = (version, promotion, order)
+            return Desired(model, version, info.digest, info.state, promotion, order)
+
+    def record_evaluation(self, model: str, version: str, evaluation: Evaluation) -> None:
+        """Keep an evaluation in place of an earlier one on the same data. Raises UnknownVersionError, RegistryError."""
+        with self._lock:
+            self.version(model, version)
+            self._evaluations.setdefault((model, version), {})[evaluation.data] = evaluation
+
+    def evaluations(self, model: str, version: str) -> tuple[Evaluation, ...]:
+        """Return the evaluations of ``version``, oldest first. Raises UnknownVersionError or RegistryError."""
+        with self._lock:
+            self.version(model, version)
+            found = self._evaluations.get((model, version), {}).values()
+            return tuple(sorted(found, key=lambda each: (each.created, each.data)))
+
+    def delete_version(self, model: str, version: str) -> None:
+        """Delete a version and its files. Raises UnknownVersionError, ReleaseRejectedError or RegistryError."""
+        with self._lock:
+            info = self.version(model, version)
+            if info.aliases:
+                raise aliased(info)
+            self._versions[model] = [known for known in self._versions[model] if known.version != version]
+            self.files.pop((model, version), None)
+            self._evaluations.pop((model, version), None)
+
+    def recorded_serving(self, model: str) -> str | None:
+        """Return the version that ``record_serving`` wrote last. Raises RegistryError."""
+        with self._lock:
+            self._reach()
+            found = self.serving.get(model)
+            return None if found is None else found[1]
 
     def record_serving(self, model: str, *, generation: int, version: str, digest: str) -> None:
         """Keep what the fleet has committed. Raises RegistryError."""

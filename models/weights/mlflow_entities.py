@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import math
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from models.rollout.order import PLAIN, Order, decode
 from models.weights.registry import (
     DIGEST_TAG,
+    EVALUATION_TAG,
     PRODUCTION,
     PROMOTABLE_TAG,
     SOURCE_TAG,
     STATE_TAG,
+    Evaluation,
     VersionInfo,
 )
 
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 METRIC_TAG = "steelyard.metrics"
+_ACTION_TAG = "steelyard.action"
 
 
 def aliases_of(registered: Any) -> dict[str, tuple[str, ...]]:
@@ -47,6 +53,49 @@ def promotion_id(tag: str | None, version: str) -> str:
     return f"alias:{version}"
 
 
+def promotion_order(tag: str | None, version: str) -> Order:
+    """Return what that promotion asked for; nothing special where the tag is about another version."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        note = json.loads(tag or "")
+        if note["version"] == version and "id" in note:
+            return decode(json.dumps(note["order"]))
+    return PLAIN
+
+
+def encode_evaluation(evaluation: Evaluation) -> str:
+    """Return the value of an evaluation's tag."""
+    return json.dumps(asdict(evaluation), sort_keys=True, allow_nan=False)
+
+
+def evaluations_of(entry: Any) -> tuple[Evaluation, ...]:
+    """Return the evaluations in a model version's tags, oldest first; tags that make no sense are left out."""
+    found = []
+    for name, value in dict(entry.tags).items():
+        if name.startswith(EVALUATION_TAG):
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                evaluation = _evaluation(json.loads(value))
+                if evaluation.data == name.removeprefix(EVALUATION_TAG):
+                    found.append(evaluation)
+    return tuple(sorted(found, key=lambda each: (each.created, each.data)))
+
+
+def _evaluation(note: Any) -> Evaluation:
+    """Raises KeyError, TypeError or ValueError where ``note`` is none."""
+    scores = {name: float(note[name]) for name in ("map50_95", "map50")}
+    if any(not (math.isfinite(score) and 0.0 <= score <= 1.0) for score in scores.values()):
+        raise ValueError(scores)
+    return Evaluation(
+        data=str(note["data"]),
+        data_name=str(note["data_name"]),
+        release=str(note["release"]),
+        images=int(note["images"]),
+        boxes=int(note["boxes"]),
+        method=str(note["method"]),
+        created=str(note["created"]),
+        **scores,
+    )
+
+
 def info(entry: Any, aliases: Mapping[str, tuple[str, ...]]) -> VersionInfo:
     """Return a model version in the port's terms; ``aliases`` as ``aliases_of`` gives them."""
     tags = dict(entry.tags)
@@ -66,10 +115,22 @@ def info(entry: Any, aliases: Mapping[str, tuple[str, ...]]) -> VersionInfo:
     )
 
 
+def served_version(tag: str | None) -> str | None:
+    """Return the version that a fleet recorded as serving, None where the tag is missing or makes no sense."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        return str(json.loads(tag or "")["version"])
+    return None
+
+
+def registered_here(run: Any) -> bool:
+    """Return whether ``run`` was made by registering a version, not by somebody's training."""
+    return bool(dict(run.data.tags).get(_ACTION_TAG) == "register")
+
+
 def audit(action: str) -> dict[str, str]:
     """Return the tags of a run that say who did what with which release of Steelyard."""
     return {
-        "steelyard.action": action,
+        _ACTION_TAG: action,
         "steelyard.by": user(),
         "steelyard.release": metadata.version("steelyard"),
     }

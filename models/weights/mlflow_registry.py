@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from filelock import FileLock, Timeout
 
-from models.errors import RegistryError, UnknownModelError, UnknownVersionError
+from models.errors import RegistryError, ReleaseRejectedError, UnknownModelError, UnknownVersionError
+from models.rollout.order import PLAIN, to_document
 from models.weights import mlflow_entities as entities
 from models.weights.registry import (
     DIGEST_TAG,
+    EVALUATION_TAG,
     PRODUCTION,
     PROMOTION_TAG,
     READY,
@@ -35,11 +37,13 @@ from models.weights.registry import (
     STATE_TAG,
     Desired,
 )
+from models.weights.retention import aliased
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from models.weights.registry import VersionInfo
+    from models.rollout.order import Order
+    from models.weights.registry import Evaluation, VersionInfo
 
 EXPERIMENT = "steelyard"
 ARTIFACTS = "weights"
@@ -117,12 +121,14 @@ class MlflowRegistry:
             except (UnknownModelError, UnknownVersionError):
                 # Deleted, perhaps between the two reads: an alias without a version names nothing.
                 return None
+            tag = registered.tags.get(PROMOTION_TAG)
             return Desired(
                 model=model,
                 version=version,
                 digest=entry.tags.get(DIGEST_TAG, ""),
                 state=entry.tags.get(STATE_TAG, ""),
-                promotion=entities.promotion_id(registered.tags.get(PROMOTION_TAG), version),
+                promotion=entities.promotion_id(tag, version),
+                order=entities.promotion_order(tag, version),
             )
 
     def create_version(
@@ -158,13 +164,20 @@ class MlflowRegistry:
                 for path in list(Path(found).iterdir()):
                     shutil.move(path, destination / path.name)
 
-    def promote(self, model: str, version: str, *, promotion: str, reason: str) -> Desired:
-        """Point the production alias at ``version``, then write the promotion id. Raises UnknownVersionError."""
+    def promote(self, model: str, version: str, *, promotion: str, reason: str, order: Order = PLAIN) -> Desired:
+        """Point the production alias at ``version``, then write id and order. Raises UnknownVersionError."""
         with self._reaching() as client:
             _registered_model(client, model)
             entry = _model_version(client, model, version)
             client.set_registered_model_alias(model, PRODUCTION, version)
-            note = {"id": promotion, "version": version, "reason": reason, "by": entities.user(), "at": entities.now()}
+            note = {
+                "id": promotion,
+                "version": version,
+                "reason": reason,
+                "order": to_document(order),
+                "by": entities.user(),
+                "at": entities.now(),
+            }
             client.set_registered_model_tag(model, PROMOTION_TAG, json.dumps(note, sort_keys=True))
             return Desired(
                 model=model,
@@ -172,7 +185,43 @@ class MlflowRegistry:
                 digest=entry.tags.get(DIGEST_TAG, ""),
                 state=entry.tags.get(STATE_TAG, ""),
                 promotion=promotion,
+                order=order,
             )
+
+    def record_evaluation(self, model: str, version: str, evaluation: Evaluation) -> None:
+        """Keep an evaluation as a tag of the version, one a data set. Raises UnknownVersionError or RegistryError."""
+        with self._reaching() as client:
+            _registered_model(client, model)
+            _model_version(client, model, version)
+            tag = f"{EVALUATION_TAG}{evaluation.data}"
+            client.set_model_version_tag(model, version, tag, entities.encode_evaluation(evaluation))
+
+    def evaluations(self, model: str, version: str) -> tuple[Evaluation, ...]:
+        """Return the evaluations of ``version``, oldest first. Raises UnknownVersionError or RegistryError."""
+        with self._reaching() as client:
+            _registered_model(client, model)
+            return entities.evaluations_of(_model_version(client, model, version))
+
+    def delete_version(self, model: str, version: str) -> None:
+        """Delete a version, its files and its run.
+
+        Raises UnknownModelError, UnknownVersionError, RegistryError, or ReleaseRejectedError where an alias names it.
+        """
+        with self._reaching() as client:
+            aliases = entities.aliases_of(_registered_model(client, model))
+            entry = _model_version(client, model, version)
+            info = entities.info(entry, aliases)
+            if info.aliases:
+                raise aliased(info)
+            source, run_id = str(entry.source), str(entry.run_id or "")
+            # The version first: from then on nobody finds the files, and a crash leaves some that nobody misses.
+            client.delete_model_version(model, version)
+            self._delete_files(client, source, run_id)
+
+    def recorded_serving(self, model: str) -> str | None:
+        """Return the version that ``record_serving`` wrote last. Raises UnknownModelError or RegistryError."""
+        with self._reaching() as client:
+            return entities.served_version(_registered_model(client, model).tags.get(SERVING_TAG))
 
     def record_serving(self, model: str, *, generation: int, version: str, digest: str) -> None:
         """Write what the fleet has committed. Raises UnknownModelError or RegistryError."""
@@ -191,6 +240,22 @@ class MlflowRegistry:
         )
         client.set_model_version_tag(model, str(entry.version), STATE_TAG, READY)
         return entities.info(_model_version(client, model, str(entry.version)), {})
+
+    def _delete_files(self, client: Any, source: str, run_id: str) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import (  # noqa: PLC0415 - see _connect
+            get_artifact_repository,
+        )
+
+        try:
+            run = client.get_run(run_id)
+            # Only what create_version stored: a version made by hand may point at anything, another's files included.
+            ours = source == f"{run.info.artifact_uri}/{ARTIFACTS}" and entities.registered_here(run)
+            if not ours or _all_pages(client.search_model_versions, filter_string=f"run_id='{run_id}'"):
+                return
+            get_artifact_repository(source, tracking_uri=self._uri).delete_artifacts()
+            client.delete_run(run_id)
+        except Exception as error:  # noqa: BLE001 - the version is gone, and some stores delete no files
+            _log_cause(error)
 
     def _experiment_id(self, client: Any) -> str:
         if self._experiment is None:
@@ -215,7 +280,7 @@ class MlflowRegistry:
         """Yield the client; turn whatever MLflow, SQLAlchemy or the network raise into RegistryError."""
         try:
             yield self._connect()
-        except (UnknownModelError, UnknownVersionError, RegistryError):
+        except (UnknownModelError, UnknownVersionError, RegistryError, ReleaseRejectedError):
             raise
         except Exception as error:
             _log_cause(error)
@@ -268,7 +333,7 @@ def _all_pages(search: Any, **arguments: Any) -> list[Any]:
 
 def _registered_model(client: Any, model: str) -> Any:
     try:
-        return client.get_registered_model(model)
+        return _about(client.get_registered_model(model), model)
     except Exception as error:
         if getattr(error, "error_code", None) == _UNKNOWN:
             msg = f"The registry holds no model named {model[:64]}; register weights for it first."
@@ -280,11 +345,19 @@ def _model_version(client: Any, model: str, version: str) -> Any:
     if not version.isdecimal():
         _no_version(model, version)
     try:
-        return client.get_model_version(model, version)
+        return _about(client.get_model_version(model, version), model)
     except Exception as error:
         if getattr(error, "error_code", None) == _UNKNOWN:
             _no_version(model, version)
         raise
+
+
+def _about(entity: Any, model: str) -> Any:
+    # A proxy's empty 200 would pass for a model without an alias.
+    if entity.name != model:
+        msg = "the answer is about nothing that was asked for"
+        raise ValueError(msg)
+    return entity
 
 
 def _no_version(model: str, version: str) -> NoReturn:

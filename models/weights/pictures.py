@@ -45,7 +45,7 @@ def collect(golden: Path | None = None, data: Path | None = None) -> list[Pictur
         found = _read(sorted(golden.iterdir()))
         asked = f"The golden folder {golden.name}"
     elif data is not None:
-        found = _read(_validation_images(data))
+        found = _read(validation_images(data))
         asked = f"The validation part of {data.name}"
     else:
         found = _read(_shipped())
@@ -70,8 +70,8 @@ def _read(paths: Iterable[Path]) -> list[Picture]:
     return pictures
 
 
-def _validation_images(data: Path) -> list[Path]:
-    """Return the files of the ``val`` entry: a folder, a list file or several, below ``path`` or the yaml's folder."""
+def read_data(data: Path) -> dict[str, Any]:
+    """Return the content of an Ultralytics ``data.yaml`` that has a ``val`` entry. Raises ConversionError."""
     try:
         spec: Any = yaml.safe_load(data.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -80,6 +80,15 @@ def _validation_images(data: Path) -> list[Path]:
     if not isinstance(spec, dict) or not spec.get("val"):
         msg = f"The data file {data.name} names no validation images (val:); give an Ultralytics data.yaml."
         raise ConversionError(msg)
+    return spec
+
+
+def validation_images(data: Path) -> list[Path]:
+    """Return the files of the ``val`` entry: a folder, a list file or several, below ``path`` or the yaml's folder.
+
+    Raises ConversionError where ``data`` is no ``data.yaml``.
+    """
+    spec = read_data(data)
     root = data.parent / str(spec.get("path") or ".")
     if not root.is_dir():
         root = data.parent

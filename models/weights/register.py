@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.errors import ConversionError, ReleaseRejectedError, UnknownModelError
+from models.rollout.order import PLAIN
 from models.weights import sandbox
 from models.weights.convert import convert, hash_source, source_format
 from models.weights.golden import CONFIDENT
@@ -23,6 +24,7 @@ from models.weights.registry import DIGEST_TAG, PROMOTABLE_TAG, READY, SOURCE_TA
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from models.rollout.order import Order
     from models.weights.registry import Desired, Registry, VersionInfo
 
 PROMOTABLE = "true"
@@ -93,8 +95,15 @@ def register(
     return Registration(info, created=True)
 
 
-def promote(registry: Registry, model: str, version: str, *, reason: str = "promote") -> Desired:
+def promote(registry: Registry, model: str, version: str, *, reason: str = "promote", order: Order = PLAIN) -> Desired:
     """Make ``version`` the desired one, under a fresh promotion id that lifts any earlier rejection.
+
+    Args:
+        registry: where the version is.
+        model: its name.
+        version: as the registry counts it.
+        reason: why, for whoever reads the registry later.
+        order: which gates are waived and which trials come first.
 
     Raises:
         ReleaseRejectedError: step ``promote``; the version is not ready or cannot prove that it sees.
@@ -109,7 +118,7 @@ def promote(registry: Registry, model: str, version: str, *, reason: str = "prom
         why = info.promotable or "it lacks the tag that says so"
         msg = f"Version {version} of {model} may not be promoted: {why}"
         raise ReleaseRejectedError(msg, step="promote")
-    return registry.promote(model, version, promotion=uuid.uuid4().hex, reason=reason)
+    return registry.promote(model, version, promotion=uuid.uuid4().hex, reason=reason, order=order)
 
 
 def _registered(registry: Registry, model: str, source_sha256: str) -> VersionInfo | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from models.rollout.order import PLAIN, Order
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -23,6 +25,8 @@ PROMOTION_TAG = "steelyard.promotion"
 """Tag of the model, rewritten by every promote: its id tells a repeated promote of one version from a poll."""
 SERVING_TAG = "steelyard.serving"
 """Tag of the model, written by the rollout actor only: JSON of generation, version and digest."""
+EVALUATION_TAG = "steelyard.evaluation."
+"""Start of a tag of a version, followed by the digest of the data: JSON of an ``Evaluation``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class Desired:
 
     promotion: id of the latest promote or rollback; a new id lifts a rejection, the same one does not.
     state, digest: of the version named; "" where the tag is missing.
+    order: what that promotion asked for; an alias moved by hand asks for nothing special.
     """
 
     model: str
@@ -54,6 +59,27 @@ class Desired:
     digest: str
     state: str
     promotion: str
+    order: Order = PLAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How well one release detects on one labelled data set. Two are comparable where ``data`` is the same.
+
+    data: 64 hex digits, of images and labels. data_name: folder and file of the ``data.yaml``, for people.
+    release: digest of the release that was evaluated. map50_95, map50: mean average precision, 0 to 1.
+    images, boxes: labelled ones in the data. method: libraries that computed it. created: UTC, ISO 8601.
+    """
+
+    data: str
+    data_name: str
+    release: str
+    map50_95: float
+    map50: float
+    images: int
+    boxes: int
+    method: str
+    created: str
 
 
 class Registry(Protocol):
@@ -85,8 +111,27 @@ class Registry(Protocol):
         """Download the version's files into ``destination`` (an existing, empty folder). Nothing is verified here."""
         ...
 
-    def promote(self, model: str, version: str, *, promotion: str, reason: str) -> Desired:
-        """Point the production alias at ``version`` under the promotion id. Raises UnknownVersionError."""
+    def promote(self, model: str, version: str, *, promotion: str, reason: str, order: Order = PLAIN) -> Desired:
+        """Point the production alias at ``version`` under the promotion id and order. Raises UnknownVersionError."""
+        ...
+
+    def record_evaluation(self, model: str, version: str, evaluation: Evaluation) -> None:
+        """Keep an evaluation of ``version`` in place of an earlier one on the same data. Raises UnknownVersionError."""
+        ...
+
+    def evaluations(self, model: str, version: str) -> tuple[Evaluation, ...]:
+        """Return the evaluations of ``version``, one a data set, oldest first. Raises UnknownVersionError."""
+        ...
+
+    def delete_version(self, model: str, version: str) -> None:
+        """Delete a version and its files for good; its number is never used again.
+
+        Raises UnknownVersionError, or ReleaseRejectedError with step ``delete`` where an alias names it.
+        """
+        ...
+
+    def recorded_serving(self, model: str) -> str | None:
+        """Return the version that ``record_serving`` wrote last, None where it never did. For retention only."""
         ...
 
     def record_serving(self, model: str, *, generation: int, version: str, digest: str) -> None:

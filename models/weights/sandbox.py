@@ -61,6 +61,7 @@ def run_sandboxed(
     progress: Callable[[str, float], None] | None = None,
     deadline_s: float = DEADLINE_S,
     online: bool = False,
+    work: str = "conversion",
 ) -> dict[str, Any]:
     """Run ``module`` on ``request`` in a sandboxed child and return its result; blocks up to ``deadline_s`` seconds.
 
@@ -73,6 +74,7 @@ def run_sandboxed(
         deadline_s: afterwards the child, its process group and its descendants are killed. A process that has left
             the group and lost its parent is not found; it is no longer listened to.
         online: leave the child the network: for fetching a file, never for opening one.
+        work: what the child does, in one word for messages.
 
     Raises:
         ConversionError: the child said why it refuses, ran out of time or memory, or died.
@@ -83,7 +85,10 @@ def run_sandboxed(
     deadline = time.monotonic() + deadline_s
     with _UNREADABLE, (scratch / "child.log").open("wb") as log:
         child = subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
-            [sys.executable, "-P", "-m", __name__, module, str(path), "online" if online else "offline"],
+            [
+                *(sys.executable, "-P", "-m", __name__, module, str(path)),
+                *("online" if online else "offline", str(int(deadline_s) + 1), work),
+            ],
             cwd=scratch,
             env=_environment(scratch, online=online),
             stdin=subprocess.DEVNULL,
@@ -108,15 +113,17 @@ def run_sandboxed(
         )
     if outcome is None:
         _log.warning("sandboxed child ended with %s: %s", child.returncode, _tail(scratch / "child.log"))
-        raise ConversionError(_explain(child.returncode, deadline_s, expired=expired))
+        raise ConversionError(_explain(child.returncode, deadline_s, work, expired=expired))
     if "error" in outcome:
         _log.info("sandboxed child refused: %s", _tail(scratch / "child.log"))
         raise ConversionError(str(outcome["error"])[:500])
     return dict(outcome["result"])
 
 
-def enter(scratch: Path, *, online: bool = False) -> str:
+def enter(scratch: Path, *, online: bool = False, deadline_s: int = int(DEADLINE_S)) -> str:
     """Give up, for this process, what it does not need; the kernel demands that it has one thread only.
+
+    deadline_s: seconds for which every core may be kept busy.
 
     Returns ``isolated`` where the process now lives in a network namespace without interfaces, else ``shared``: some
     hosts forbid namespaces, and there the conversion still runs, as its libraries are told to stay offline.
@@ -126,7 +133,7 @@ def enter(scratch: Path, *, online: bool = False) -> str:
         (resource.RLIMIT_AS, ADDRESS_SPACE_BYTES),
         (resource.RLIMIT_FSIZE, FILE_SIZE_BYTES),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
-        (resource.RLIMIT_CPU, int(DEADLINE_S) * (os.cpu_count() or 1)),
+        (resource.RLIMIT_CPU, deadline_s * (os.cpu_count() or 1)),
     ):
         _, hard = resource.getrlimit(kind)
         value = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
@@ -228,15 +235,15 @@ def _tail(log: Path) -> str:
     return ""
 
 
-def _explain(returncode: int, deadline_s: float, *, expired: bool) -> str:
+def _explain(returncode: int, deadline_s: float, work: str, *, expired: bool) -> str:
     if expired:
-        return f"The conversion was stopped after {deadline_s:.0f} s; try on a faster machine or with a smaller model."
+        return f"The {work} was stopped after {deadline_s:.0f} s; try on a faster machine or with a smaller model."
     if returncode == -signal.SIGKILL:
-        return "The conversion was killed, most likely for want of memory; try on a machine with more."
-    return "The conversion ended without a result; the file is damaged or not a detector. Export it afresh."
+        return f"The {work} was killed, most likely for want of memory; try on a machine with more."
+    return f"The {work} ended without a result; the file is damaged or not a detector. Export it afresh."
 
 
-def _be_the_child(module: str, path: Path, *, online: bool) -> None:
+def _be_the_child(module: str, path: Path, *, online: bool, deadline_s: int, work: str) -> None:
     # Libraries print what they like: the protocol keeps a descriptor of its own and they get standard error.
     protocol = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -246,7 +253,7 @@ def _be_the_child(module: str, path: Path, *, online: bool) -> None:
         protocol.flush()
 
     try:
-        network = enter(path.parent, online=online)
+        network = enter(path.parent, online=online, deadline_s=deadline_s)
         say({"network": network})
         request = json.loads(path.read_text()) | {"network": network}
         main = importlib.import_module(module).main
@@ -255,11 +262,13 @@ def _be_the_child(module: str, path: Path, *, online: bool) -> None:
         _log.warning("refused", exc_info=True)
         say({"error": str(error)})
     except MemoryError:
-        say({"error": "The conversion ran out of memory; try on a machine with more."})
+        say({"error": f"The {work} ran out of memory; try on a machine with more."})
     except Exception:  # noqa: BLE001 - the last line of a process; the parent needs an answer in any case
-        _log.exception("conversion failed")
-        say({"error": "The conversion failed on this file; it is damaged or of a kind that is not served yet."})
+        _log.exception("%s failed", work)
+        say({"error": f"The {work} failed on this file; it is damaged or of a kind that is not served yet."})
 
 
 if __name__ == "__main__":
-    _be_the_child(sys.argv[1], Path(sys.argv[2]), online=sys.argv[3] == "online")
+    _be_the_child(
+        sys.argv[1], Path(sys.argv[2]), online=sys.argv[3] == "online", deadline_s=int(sys.argv[4]), work=sys.argv[5]
+    )

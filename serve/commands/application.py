@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from serve.commands import detect, rollouts, serving, weights
+from serve.commands import backups, detect, evaluations, rollouts, serving, versions, weights
 from serve.commands.output import DEBUG, guarded
 
 app = typer.Typer(
@@ -40,10 +40,17 @@ for command in (
     serving.serve,
     weights.register,
     weights.models,
-    weights.versions,
+    evaluations.evaluate,
     rollouts.promote,
     rollouts.rollback,
     rollouts.rollout,
     detect.detect,
+    backups.backup,
+    backups.restore,
 ):
     app.command()(guarded(command))
+app.add_typer(
+    versions.app,
+    name="versions",
+    help="List all versions of the model NAME, oldest first (versions NAME); delete or prune them.",
+)

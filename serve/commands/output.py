@@ -23,7 +23,7 @@ FAILED = 1
 UNUSABLE = 2
 """Exit code of a command that could not be carried out at all."""
 
-_REFUSALS = frozenset({"release_rejected", "release_fault", "conversion_failed", "superseded"})
+_REFUSALS = frozenset({"release_rejected", "release_fault", "conversion_failed", "superseded", "backup_refused"})
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 HomeOption = Annotated[

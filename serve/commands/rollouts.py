@@ -8,6 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from models.errors import InvalidOptionError
+from serve.commands.evidence import progress_lines, without_time
+from serve.commands.orders import (
+    AllowOption,
+    CanaryOption,
+    ForceOption,
+    ReasonOption,
+    ShadowOption,
+    StepOption,
+    read_order,
+)
 from serve.commands.output import (
     FAILED,
     HomeOption,
@@ -23,10 +33,13 @@ from serve.commands.output import (
 from serve.commands.target import connect, open_registry, read_settings
 
 if TYPE_CHECKING:
+    from models.rollout.order import Order
     from serve.client import Rollout, SteelyardClient
     from serve.settings import Settings
 
 POLL_S = 0.25
+SHOW_S = 5.0
+"""Time between two shows of what a trial has seen, where nothing else is new (seconds)."""
 
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until every replica serves it.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=1.0, help="Longest wait for the replicas (seconds).")]
@@ -37,6 +50,12 @@ def promote(
     model: ModelArgument,
     version: Annotated[str, typer.Argument(help="Version to serve, as `steelyard versions` lists it.")],
     *,
+    allow_contract_change: AllowOption = False,
+    force: ForceOption = False,
+    reason: ReasonOption = None,
+    shadow: ShadowOption = None,
+    canary: CanaryOption = None,
+    step: StepOption = None,
     wait: WaitOption = True,
     timeout: TimeoutOption = 300.0,
     url: UrlOption = None,
@@ -45,21 +64,55 @@ def promote(
 ) -> None:
     """Make VERSION the one that serves, and wait until all replicas have flipped.
 
-    Exits with 1 and the reason where the fleet refuses it; the old version serves on. Without a running service the
-    registry is changed, and the next start serves VERSION.
+    Exits with 1 and the reason where a gate or the fleet refuses it; the old version serves on. Without a running
+    service the registry is changed, and the next start serves VERSION. The time of --shadow and --canary is added to
+    --timeout.
     """
-    promote_version(read_settings(home), model, version, url=url, wait=wait, timeout=timeout, as_json=as_json)
+    order = read_order(
+        allow_contract_change=allow_contract_change,
+        force=force,
+        reason=reason,
+        shadow=shadow,
+        canary=canary,
+        step=step,
+    )
+    promote_version(
+        read_settings(home),
+        model,
+        version,
+        url=url,
+        wait=wait,
+        timeout=timeout + order.length_s,
+        as_json=as_json,
+        reason=reason,
+        order=order,
+    )
 
 
 def promote_version(
-    settings: "Settings", model: str, version: str, *, url: str | None, wait: bool, timeout: float, as_json: bool
+    settings: "Settings",
+    model: str,
+    version: str,
+    *,
+    url: str | None,
+    wait: bool,
+    timeout: float,
+    as_json: bool,
+    reason: str | None = None,
+    order: "Order | None" = None,
 ) -> None:
-    """Promote through the service, or in the registry where none runs; report; raise typer.Exit(1) if refused."""
+    """Promote through the service, or in the registry where none runs; report; raise typer.Exit(1) if refused.
+
+    reason: for the record, None for none. order: None waives nothing and asks for no trial.
+    """
+    from models.rollout.order import PLAIN
+
+    order = order or PLAIN
     client = connect(settings, url)
     if client is None:
         from models.weights.register import promote as promote_in_registry
 
-        desired = promote_in_registry(open_registry(settings), model, version)
+        desired = promote_in_registry(open_registry(settings), model, version, reason=reason or "promote", order=order)
         if as_json:
             print_json({"model": model, "desired": desired.version, "serving": None, "state": "not running"})
         else:
@@ -68,7 +121,7 @@ def promote_version(
             )
         return
     with client:
-        client.promote(model, version)
+        client.promote(model, version, reason=reason, order=order)
         if not wait:
             _report(client.rollout(model), as_json=as_json, done="asked for")
             return
@@ -150,14 +203,15 @@ def rollout(
         )
         return
     with client:
-        seen = client.rollout(model)
+        seen, shown = client.rollout(model), time.monotonic()
         _report(seen, as_json=as_json)
         with contextlib.suppress(KeyboardInterrupt):
             while watch:
                 time.sleep(POLL_S)
                 now = client.rollout(model)
-                if now != seen:
-                    seen = now
+                due = time.monotonic() - shown >= SHOW_S
+                if without_time(now) != without_time(seen) or (due and now != seen):
+                    seen, shown = now, time.monotonic()
                     _report(seen, as_json=as_json)
 
 
@@ -247,6 +301,8 @@ def _report(state: "Rollout", *, as_json: bool, done: str | None = None) -> None
     )
     if state["reason"]:
         typer.echo(f"  at step {state['step']}: {state['reason']}")
+    for line in progress_lines(state):
+        typer.echo(f"  {line}")
     print_table(
         ("replica", "version", "state"),
         ((replica["id"], replica["version"], replica["state"]) for replica in state["replicas"]),

@@ -55,10 +55,15 @@ def open_registry(settings: "Settings", *, create: bool = False) -> "Registry":
     Raises UnknownModelError where there is none.
     """
     from models.weights.mlflow_registry import MlflowRegistry
+    from serve.home import check_format, claim_home
 
     if settings.registry_uri is None and not create and not (settings.root / "registry").is_dir():
         msg = f"nothing is registered in {settings.root}; add weights with: steelyard register FILE --model NAME"
         raise UnknownModelError(msg)
+    if create:
+        claim_home(settings.root)
+    else:
+        check_format(settings.root)
     return MlflowRegistry(settings.tracking_uri)
 
 

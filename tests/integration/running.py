@@ -125,7 +125,7 @@ class Service:
 
 def _serves(rollout: dict[str, Any], version: str) -> bool:
     everyone = bool(rollout["replicas"]) and all(r["version"] == version for r in rollout["replicas"])
-    return rollout["state"] == "serving" and rollout["serving"] == version and everyone
+    return rollout["state"] in {"serving", "probation"} and rollout["serving"] == version and everyone
 
 
 def free_port() -> int:

@@ -18,7 +18,7 @@ def _assert_nobody_suffered(load: Clients) -> None:
 
 def _assert_all_replicas_serve(service: Service, version: str) -> None:
     rollout = service.rollout()
-    assert rollout["state"] == "serving"
+    assert rollout["state"] in {"serving", "probation"}
     assert rollout["serving"] == version
     assert [replica["version"] for replica in rollout["replicas"]] == [version, version], rollout
 

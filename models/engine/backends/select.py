@@ -42,7 +42,7 @@ def select_backend(
     if name == "fake":
         from models.engine.backends.fake import FakeBackend  # noqa: PLC0415 - a service loads only the runtime it uses
 
-        return FakeBackend()
+        return FakeBackend(recalls=True, remembered=0)
     _refuse_impossible(name, precision, gpu=gpu)
     if not _installed(name):
         extra = "gpu" if gpu else "cpu"

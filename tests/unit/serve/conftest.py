@@ -1,7 +1,9 @@
-"""A client on an application over a fake service, for every test of the edge."""
+"""What the tests of the edge share: a client on an application over a fake service; a whole rollout in a process."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from fastapi import FastAPI
+    from rollout_world import Fleet
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 LOCAL = "http://127.0.0.1:8000"
 
@@ -54,3 +59,11 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 def connected() -> Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]:
     """Return what opens a client on an application of the test's own."""
     return connect
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    """Return a service, with nothing of it running, whose whole rollout happens in this process."""
+    from rollout_world import Fleet  # noqa: PLC0415 - found on the path that this file extends
+
+    return Fleet(tmp_path)

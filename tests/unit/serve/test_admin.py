@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from models.errors import RegistryError, UnavailableError
-from serve.admin import MAX_ADMIN_BODY
+from models.rollout.order import PLAIN, Order, from_document
+from serve.admin import MAX_ADMIN_BODY, OrderRequest
 from serve.ingress import create_app
 from serve.settings import Settings
 
@@ -56,6 +57,13 @@ async def test_promote_and_rollback_return_the_rollout(client: httpx.AsyncClient
         (PROMOTE, {"json": {"version": "1" * 65}}, 422, "invalid_option"),
         (PROMOTE, {"json": {}}, 400, "invalid_body"),
         (PROMOTE, {"json": {"version": "2", "force": True}}, 400, "invalid_body"),
+        (PROMOTE, {"json": {"version": "2", "reason": " "}}, 422, "invalid_option"),
+        (PROMOTE, {"json": {"version": "2", "reason": "x" * 501}}, 422, "invalid_option"),
+        (PROMOTE, {"json": {"version": "2", "order": []}}, 422, "invalid_option"),
+        (PROMOTE, {"json": {"version": "2", "order": None}}, 422, "invalid_option"),
+        (PROMOTE, {"json": {"version": "2", "order": {"force": True}}}, 422, "invalid_option"),
+        (PROMOTE, {"json": {"version": "2", "order": {"canary": [0.5, 0.1]}}}, 422, "invalid_option"),
+        (PROMOTE, {"json": {"version": "2", "order": {"fast": True}}}, 422, "invalid_option"),
         (PROMOTE, {"json": ["2"]}, 400, "invalid_body"),
         (
             PROMOTE,
@@ -74,6 +82,23 @@ async def test_each_refusal_is_its_own_problem(
     response = await client.post(path, **request_)
     assert (response.status_code, response.json()["code"]) == (status, code)
     assert service.detectors["checkout"].generation == 1
+
+
+async def test_reason_and_order_reach_the_rollout(client: httpx.AsyncClient, service: FakeService) -> None:
+    """What is left out takes its default; an empty order is none."""
+    order = {"force": "hot fix", "canary": [0.05, 0.25], "step_s": 60}
+    assert (await client.post(PROMOTE, json={"version": "2", "reason": "why", "order": order})).status_code == 200
+    assert (await client.post(PROMOTE, json={"version": "1", "order": {}})).status_code == 200
+    assert service.orders == [
+        ("2", "why", Order(force="hot fix", canary=(0.05, 0.25), step_s=60.0)),
+        ("1", "promote", PLAIN),
+    ]
+
+
+def test_the_documented_order_is_the_one_that_is_read() -> None:
+    """Same fields, same defaults."""
+    assert from_document(OrderRequest().model_dump()) == PLAIN
+    assert list(OrderRequest.model_fields) == list(Order.__dataclass_fields__)
 
 
 async def test_a_refused_version_says_why(client: httpx.AsyncClient) -> None:

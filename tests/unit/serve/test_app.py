@@ -32,9 +32,9 @@ def test_the_home_is_absolute_before_it_leaves_this_process(monkeypatch: pytest.
     assert settings["home"] == str(tmp_path / "state")
 
 
-def test_the_admin_key_is_not_handed_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray keeps a deployment's arguments in its store; a replica reads the key from its own environment."""
-    settings, _, _ = deployment(Settings(admin_key="s3cret", host="0.0.0.0")).init_args  # noqa: S104
+def test_secrets_are_not_handed_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray keeps a deployment's arguments in its store; a replica reads secrets from its own environment."""
+    settings, _, _ = deployment(Settings(admin_key="s3cret", webhook_secret="s3cret", host="0.0.0.0")).init_args  # noqa: S104, S106
     assert "s3cret" not in repr(settings)
     monkeypatch.setenv("STEELYARD_ADMIN_KEY", "s3cret")
     key = Settings(**settings).admin_key

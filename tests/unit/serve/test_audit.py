@@ -18,7 +18,9 @@ def test_lines_are_complete_appended_and_private(tmp_path: Path) -> None:
     audit = Audit(tmp_path / "audit", now=lambda: datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
     target = Target("2", "d2", "p2")
     first = audit.line("m", "promote", None, target, result="accepted", reason="try", who="operator", generation=0)
-    second = audit.line("m", "roll", target, target, result="committed", reason="", who="rollout", generation=7)
+    second = audit.line(
+        "m", "roll", target, target, result="canary", reason="", who="rollout", generation=7, measured={"images": 9.0}
+    )
     for line in (first, second):
         audit.append(line)
     path = tmp_path / "audit" / "rollout.jsonl"
@@ -33,6 +35,11 @@ def test_lines_are_complete_appended_and_private(tmp_path: Path) -> None:
         "generation": None,
         "reason": "try",
         "result": "accepted",
+        "measured": {},
     }
-    assert (entries[1]["generation"], entries[1]["from"]["version"]) == (7, "2")
+    assert (entries[1]["generation"], entries[1]["from"]["version"], entries[1]["measured"]) == (
+        7,
+        "2",
+        {"images": 9.0},
+    )
     assert path.stat().st_mode & 0o777 == 0o600

@@ -18,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from models.errors import InvalidOptionError
+from models.rollout.order import Order
 from models.weights.fake_registry import FakeRegistry
 from models.weights.register import Registration
 from models.weights.registry import DIGEST_TAG, PROMOTABLE_TAG, SOURCE_TAG
@@ -216,6 +217,35 @@ def test_promote_waits_for_all_replicas(site: Site) -> None:
     assert site.fleet.detectors["checkout"].serving is not None
     assert site.fleet.detectors["checkout"].serving.version == "2"
     assert "version 2 serves on its replica" in done.stdout
+
+
+def test_promote_hands_on_reason_and_order(site: Site) -> None:
+    """What waives a gate and the trials before the commit reach the service."""
+    options = ("--force", "--reason", "hot fix", "--shadow", "10m", "--canary", "5%,25%", "--step", "90s")
+    done = steelyard("promote", "checkout", "2", "--home", site.home, *options)
+
+    assert done.exit_code == 0
+    order = Order(force="hot fix", shadow_s=600.0, canary=(0.05, 0.25), step_s=90.0)
+    assert site.fleet.orders == [("2", "hot fix", order)]
+
+
+def test_promote_without_a_service_keeps_the_order(stocked: Stocked) -> None:
+    """The registry holds it until a service reads the alias."""
+    done = steelyard("promote", "checkout", "2", "--home", stocked.home, "--allow-contract-change")
+    desired = stocked.registry.desired("checkout")
+
+    assert done.exit_code == 0
+    assert desired is not None
+    assert desired.order == Order(allow_contract_change=True)
+
+
+def test_promote_refuses_force_without_a_reason(site: Site) -> None:
+    """Before anything is sent."""
+    done = steelyard("promote", "checkout", "2", "--home", site.home, "--force")
+
+    assert done.exit_code == 2
+    assert "--reason" in done.stderr
+    assert site.fleet.orders == []
 
 
 def test_promote_prints_the_last_state_as_json(site: Site) -> None:

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import InvalidOptionError
+from models.rollout.order import Order
+from serve.admin import Promotion, parse_promote
 from serve.client import Box, ServiceError, SteelyardClient
 
 if TYPE_CHECKING:
@@ -179,6 +181,17 @@ def test_promote_names_the_version() -> None:
 
     assert wire.requests[0].url.path == "/v1/models/checkout/promote"
     assert json.loads(wire.requests[0].content) == {"version": "2"}
+
+
+def test_promote_sends_reason_and_order() -> None:
+    """As the admin route reads them."""
+    wire = FakeWire(httpx.Response(200, json={"model": "checkout"}))
+    order = Order(force="hot fix", canary=(0.05, 0.25))
+    with wire.client() as client:
+        client.promote("checkout", "2", reason="hot fix", order=order)
+
+    asked = parse_promote(wire.requests[0].content, "application/json")
+    assert asked == Promotion("2", "hot fix", order)
 
 
 @given(

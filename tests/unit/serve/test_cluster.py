@@ -76,6 +76,7 @@ def test_the_environment_of_pods_holds_no_secret(
 ) -> None:
     """What is printed may be put into a manifest."""
     monkeypatch.setenv("STEELYARD_ADMIN_KEY", "s3cret")
+    monkeypatch.setenv("STEELYARD_WEBHOOK_SECRET", "s3cret")
     monkeypatch.setenv("STEELYARD_HOST", "0.0.0.0")  # noqa: S104
     monkeypatch.setattr("sys.argv", ["cluster", "--print-env"])
     main()

@@ -40,6 +40,9 @@ def test_arming_is_refused_unless_allowed() -> None:
         ("actor.after_commit", "delay:-1"),
         ("actor.after_commit", "delay:nan"),
         ("actor.after_commit", "delay:inf"),
+        ("replica.after_load", "leak:0"),
+        ("replica.after_load", "leak:65"),
+        ("replica.after_load", "leak:x"),
     ],
 )
 def test_a_mistake_in_arming_is_told(point: str, action: str) -> None:
@@ -72,6 +75,21 @@ def test_each_action_fires_once() -> None:
 
     asyncio.run(check())
     assert (left, slept) == ([EXIT_STATUS], [1.5])
+
+
+def test_a_leak_stays() -> None:
+    """What was leaked is kept and was written to; it adds up."""
+
+    async def check() -> None:
+        points = FaultPoints(allowed=True)
+        for size in (1, 2):
+            points.arm("replica.after_load", f"leak:{size}")
+            await points.hit("replica.after_load")
+            await points.hit("replica.after_load")
+        assert [len(lost) for lost in points._leaked] == [1024**2, 2 * 1024**2]
+        assert all(set(lost[::4096]) == {1} for lost in points._leaked)
+
+    asyncio.run(check())
 
 
 def test_every_named_point_is_somewhere_in_the_code_and_every_hit_is_named() -> None:

@@ -1,6 +1,7 @@
 """The home folder of a service."""
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,10 +9,16 @@ import pytest
 
 from models.errors import SettingsError
 from serve.home import (
+    FORMAT,
+    FORMAT_FILE,
     KEPT_LOGS,
     ServiceRecord,
+    bring_up_to_date,
+    check_format,
+    claim_home,
     new_log_folder,
     only_service,
+    read_format,
     read_record,
     remember_folder,
     remembered_folder,
@@ -77,3 +84,96 @@ def test_only_the_last_logs_are_kept(tmp_path: Path) -> None:
     begin = datetime(2026, 1, 1, tzinfo=UTC)
     made = [new_log_folder(tmp_path, begin + timedelta(minutes=minute)) for minute in range(KEPT_LOGS + 3)]
     assert sorted((tmp_path / "logs").iterdir()) == made[-KEPT_LOGS:]
+
+
+def fill(home: Path) -> Path:
+    """Make a home as releases left it that wrote no number."""
+    (home / "registry").mkdir(parents=True)
+    return home
+
+
+def note(home: Path, content: str) -> Path:
+    """Write the note of the format."""
+    home.mkdir(parents=True, exist_ok=True)
+    (home / FORMAT_FILE).write_text(content)
+    return home
+
+
+@pytest.mark.parametrize("make", [lambda home: home, fill, lambda home: note(home, '{"format": 1}')])
+def test_starting_a_service_notes_the_format(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    """In a new home, in one of a release that wrote no number, and in one that has it already."""
+    home = make(tmp_path / "home")
+    with only_service(home):
+        assert read_format(home) == FORMAT
+        assert sorted(path.name for path in home.iterdir() if path.name.startswith("home.json")) == ["home.json"]
+
+
+def test_a_newer_home_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """One line that names both numbers; neither a service nor a command touches it."""
+    home = note(fill(tmp_path / "home"), '{"format": 7, "release": "9.0"}')
+    before = (home / FORMAT_FILE).read_bytes()
+    for attempt in (lambda: only_service(home).__enter__(), lambda: check_format(home), lambda: claim_home(home)):
+        with pytest.raises(
+            SettingsError, match=r"newer release of Steelyard \(format 7, this one knows 1\)"
+        ) as refused:
+            attempt()
+        assert "\n" not in str(refused.value)
+    assert (home / FORMAT_FILE).read_bytes() == before
+    note(home, '{"format": 1}')
+    with only_service(home):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": "1"}', '{"format": 0}', '{"format": true}', "1"])
+def test_a_note_that_makes_no_sense_is_refused(tmp_path: Path, content: str) -> None:
+    """Guessing could migrate a home that needs none."""
+    home = note(tmp_path / "home", content)
+    with pytest.raises(SettingsError, match="names no format"):
+        only_service(home).__enter__()
+
+
+def test_an_older_home_is_migrated_step_by_step(tmp_path: Path) -> None:
+    """Each step once, and the number after each: a crash in the middle goes on where it stopped."""
+    home = fill(tmp_path / "home")
+    done: list[int] = []
+
+    def second(_home: Path) -> None:
+        """Fail as a full disk does, the first time."""
+        done.append(2)
+        if done.count(2) == 1:
+            raise OSError(28, "No space left on device")
+
+    migrations = {1: lambda _home: done.append(1), 2: second, 3: lambda _home: done.append(3)}
+    with pytest.raises(OSError, match="No space"):
+        bring_up_to_date(home, newest=4, migrations=migrations)
+    assert read_format(home) == 2
+    bring_up_to_date(home, newest=4, migrations=migrations)
+    bring_up_to_date(home, newest=4, migrations=migrations)
+    assert done == [1, 2, 2, 3]
+    assert read_format(home) == 4
+
+
+def test_a_new_home_is_not_migrated(tmp_path: Path) -> None:
+    """There is nothing in it."""
+    bring_up_to_date(tmp_path, newest=3, migrations={})
+    assert read_format(tmp_path) == 3
+
+
+def test_a_home_too_old_is_refused(tmp_path: Path) -> None:
+    """With what to do; its number stays."""
+    note(fill(tmp_path / "home"), '{"format": 1}')
+    with pytest.raises(SettingsError, match=r"format 1, .* to format 3: start a release in between"):
+        bring_up_to_date(tmp_path / "home", newest=3, migrations={2: lambda _home: None})
+    assert read_format(tmp_path / "home") == 1
+
+
+def test_a_command_that_writes_notes_the_format_and_one_that_reads_does_not(tmp_path: Path) -> None:
+    """Registering makes a home; looking at one that is not there makes none."""
+    check_format(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    claim_home(tmp_path / "new")
+    claim_home(tmp_path / "new")
+    assert read_format(tmp_path / "new") == FORMAT
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="set STEELYARD_HOME"):
+        claim_home(tmp_path / "file" / "home")

@@ -10,10 +10,12 @@ import pytest
 from models.engine.backends.fake import FakeBackend
 from models.engine.engine import Engine
 from models.errors import ReleaseRejectedError, UnavailableError, UnknownModelError
+from models.rollout.order import PLAIN, Order
 from models.types import Contract, Release, Thresholds
 from models.weights.fake_registry import FakeRegistry
 from models.weights.registry import VersionInfo
 from serve.replica import MOST_REGISTRY_READS, REFRESH_S, REGISTRY_THREADS, IdleClock, Replica
+from serve.webhook import Delivery
 
 
 class FakeTime:
@@ -99,13 +101,20 @@ class FakeFleet:
         """Return the model."""
         return {"model": model}
 
-    async def promote(self, model: str, version: str) -> dict[str, object]:
-        """Return the version as desired."""
-        return {"model": model, "desired": version}
+    async def promote(
+        self, model: str, version: str, *, reason: str = "promote", order: Order = PLAIN
+    ) -> dict[str, object]:
+        """Return the version as desired, and what came with it where that is anything."""
+        asked = {} if order == PLAIN else {"reason": reason, "order": order}
+        return {"model": model, "desired": version, **asked}
 
     async def rollback(self, model: str) -> dict[str, object]:
         """Return a fixed version as desired."""
         return {"model": model, "desired": "1"}
+
+    async def hint(self, model: str, delivery: Delivery) -> bool:
+        """Return True for one delivery of one model."""
+        return (model, delivery) == ("street", Delivery("a", 1.0))
 
     async def arm(self, point: str, action: str) -> None:
         """Arm nothing."""
@@ -232,7 +241,12 @@ async def test_the_edge_reaches_fleet_registry_and_metrics(parts: Parts) -> None
     """Each question goes where its answer is."""
     assert await parts.replica.status("checkout") == {"model": "checkout"}
     assert await parts.replica.promote("checkout", "2") == {"model": "checkout", "desired": "2"}
+    order = Order(force="why")
+    forced = await parts.replica.promote("checkout", "2", reason="why", order=order)
+    assert (forced["reason"], forced["order"]) == ("why", order)
     assert await parts.replica.rollback("checkout") == {"model": "checkout", "desired": "1"}
+    assert await parts.replica.hint("street", Delivery("a", 1.0))
+    assert not await parts.replica.hint("street", Delivery("b", 1.0))
     assert await parts.replica.metrics() == b"# HELP x\n"
 
 

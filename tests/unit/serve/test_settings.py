@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from models.errors import SettingsError
-from serve.settings import Settings, is_loopback, load_settings, to_environment
+from serve.settings import SECRETS, Settings, is_loopback, load_settings, to_environment, without_secrets
 
 README = Path(__file__).parents[3] / "README.md"
 
@@ -24,6 +24,8 @@ README = Path(__file__).parents[3] / "README.md"
         ({"host": "0.0.0.0", "admin_key": "k", "allow_fault_injection": True}, "for tests on loopback"),  # noqa: S104
         ({"port": 0}, "STEELYARD_PORT"),
         ({"memory_budget_mb": 1}, "STEELYARD_MEMORY_BUDGET_MB"),
+        ({"quality_tolerance": -0.1}, "STEELYARD_QUALITY_TOLERANCE"),
+        ({"latency_factor": 0.5}, "STEELYARD_LATENCY_FACTOR"),
     ],
 )
 def test_an_illegal_combination_is_refused_in_one_sentence(overrides: dict[str, Any], words: str) -> None:
@@ -70,3 +72,11 @@ def test_every_setting_is_documented(name: str) -> None:
     default = field.default
     shown = "unset" if default is None else f"`{','.join(default) if isinstance(default, tuple) else default}`"
     assert f"| `{name}` | {shown} | {field.description} |" in README.read_text(encoding="utf-8")
+
+
+def test_every_secret_is_taken_out(tmp_path: Path) -> None:
+    """A setting that hides its value is one that nothing may write down."""
+    secrets = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+    assert secrets == SECRETS
+    bare = without_secrets(load_settings(home=tmp_path, **dict.fromkeys(SECRETS, "s3cret")))
+    assert "s3cret" not in str(to_environment(bare))

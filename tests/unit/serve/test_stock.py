@@ -124,8 +124,15 @@ def served(tmp_path: Path) -> Path:
     return home
 
 
-def test_what_was_committed_last_serves_while_the_registry_is_down(served: Path) -> None:
-    """A restart needs no registry where this machine holds what it served before, and does not ask it."""
+def test_what_was_committed_last_serves_while_the_registry_is_down(
+    served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restart needs no registry where this machine holds what it served before: neither it nor a weight is read."""
+
+    def read(_: ReleaseCache, digest: str) -> None:
+        pytest.fail(f"{digest} was read")
+
+    monkeypatch.setattr(ReleaseCache, "get", read)
     registry = FakeRegistry()
     registry.down = True
     assert fill(registry, {"street": None}, served) == []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import numpy as np
+import orjson
 import pytest
 
 from models.types import Answer, Detections, ReleaseId, Thresholds, Timings
 from serve import telemetry
+from serve.logs import JsonFormatter
 from serve.prometheus import PrometheusSink
 from serve.telemetry import EngineMetrics, HttpMetrics, Metric
 
@@ -34,6 +37,7 @@ def test_every_event_of_the_engine_is_counted() -> None:
     observer.prepared(ONE, 1.5)
     observer.flipped(ONE, 1)
     observer.flipped(TWO, 2)
+    observer.held(0.0125)
     observer.freed(ONE)
     observer.compiled(TWO, (640, 480), None)
     observer.compiled(TWO, (640, 480), RuntimeError())
@@ -54,6 +58,7 @@ def test_every_event_of_the_engine_is_counted() -> None:
         'steelyard_generation{model="checkout"} 2.0',
         f'steelyard_serving{{digest="{"a" * 64}",model="checkout",version="1"}} 0.0',
         f'steelyard_serving{{digest="{"b" * 64}",model="checkout",version="2"}} 1.0',
+        'steelyard_hold_seconds_sum{model="checkout"} 0.0125',
         'steelyard_releases_freed_total{model="checkout"} 1.0',
         'steelyard_shapes_compiled_total{model="checkout",outcome="ok"} 1.0',
         'steelyard_shapes_compiled_total{model="checkout",outcome="failed"} 1.0',
@@ -78,6 +83,19 @@ def test_histograms_of_stages_and_batches_take_every_fourth() -> None:
         'steelyard_batch_failures_total{model="checkout"} 3.0',
     ):
         assert line in text, line
+
+
+def test_a_swap_can_be_followed_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Load, flip and hold are a line each, with the fields that a log line may have."""
+    observer = EngineMetrics(PrometheusSink()).of("checkout")
+    with caplog.at_level(logging.INFO, "serve.telemetry"):
+        observer.prepared(TWO, 1.5)
+        observer.flipped(TWO, 2)
+        observer.held(0.0125)
+    lines = [orjson.loads(JsonFormatter().format(record)) for record in caplog.records]
+    assert [line["message"] for line in lines] == ["prepared", "flipped", "held"]
+    assert [line.get("ms") for line in lines] == [1500.0, None, 12.5]
+    assert (lines[1]["version"], lines[1]["generation"], lines[1]["digest"]) == ("2", 2, "b" * 64)
 
 
 def test_several_models_share_one_set_of_instruments() -> None:

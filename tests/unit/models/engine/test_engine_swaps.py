@@ -10,6 +10,7 @@ from engine_scenes import CONTEXT, PLAIN, Gate, equal, expected, png, queue_of, 
 
 from models.engine.backends.fake import FakeBackend
 from models.engine.engine import Engine, EngineSettings
+from models.engine.observe import NullObserver
 from models.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -76,6 +77,25 @@ async def test_what_waits_during_a_hold_is_answered_by_the_new_release(
         answers = await asyncio.gather(*tasks)
         assert {(answer.release.digest[0], answer.generation) for answer in answers} == {("b", 2)}
         assert (engine.serving.digest[0], engine.previous.digest[0], engine.candidate) == ("b", "a", None)
+
+
+async def test_the_observer_hears_how_long_nothing_could_start(make_release: Callable[..., Release]) -> None:
+    """From the first hold to the resume; holding without a release, as at the start, is no swap."""
+    held: list[float] = []
+    observer, now = NullObserver(), 0.0
+    observer.held = held.append  # type: ignore[method-assign]
+    async with Engine(FakeBackend(), observer=observer, clock=lambda: now) as engine:
+        engine.hold()
+        await serve(engine, make_release("a"))
+        engine.resume()
+        engine.resume()
+        assert held == []
+        engine.hold()
+        now = 1.0
+        engine.hold()
+        now = 1.5
+        engine.resume()
+    assert held == [1.5]
 
 
 async def test_a_flip_to_another_geometry_remakes_the_tensors(

@@ -1,4 +1,4 @@
-"""What the actor answers to polls, to starting replicas and to people."""
+"""What the actor answers to polls and to starting replicas."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from models.rollout.answers import directive_for, join_answer, status
+from models.rollout.answers import directive_for, join_answer
 from models.rollout.messages import Attempt, Directive, Failure, Join, MemberPhase, Refused, Report, Target
-from models.rollout.policy import Pin, Rejection
+from models.rollout.policy import Rejection
 from models.rollout.state import Phase, State, View
 from models.weights.registry import Desired
 
@@ -107,65 +107,3 @@ _REFUSED = (Rejection(TWO, Failure("verify", "a byte is lost", permanent=True), 
 def test_the_table_of_answers_to_starting_replicas(state: State, expected: Join | Refused | None) -> None:
     """The committed release, the first attempt, a reason to give up, or wait."""
     assert join_answer(state, 0.0) == expected
-
-
-@pytest.mark.parametrize(
-    ("state", "expected"),
-    [
-        (_state("idle", desired=replace(WANTED, version="1", digest="d1")), ("serving", None, None)),
-        (_state("fetch", target=TWO), ("preparing", "fetch", None)),
-        (_state("prepare"), ("preparing", "load", None)),
-        (_state("hold"), ("holding", "hold", None)),
-        (_state("commit"), ("holding", "commit", None)),
-        (_state("idle", rejections=_REFUSED), ("rejected", "verify", "a byte is lost")),
-        (_state("idle", desired=replace(WANTED, state="")), ("rejected", "fetch", "version 2 is not ready")),
-        (_state("boot", committed=None, desired=None), ("starting", None, None)),
-        (_state("bootstrap", committed=None), ("starting", "load", None)),
-        (_state("idle", committed=None, rejections=_REFUSED), ("rejected", "verify", "a byte is lost")),
-        (_state("idle", committed=None, rejections=_LATER), ("starting", "fetch", "the store is down")),
-        (_state("idle", rejections=_LATER), ("rejected", "fetch", "the store is down")),
-    ],
-)
-def test_the_table_of_conditions(state: State, expected: tuple[str, str | None, str | None]) -> None:
-    """State, step and reason say in one word each where the rollout is and why."""
-    found = status(state, 0.0)
-    assert (found["state"], found["step"], found["reason"]) == expected
-
-
-def test_a_status_has_exactly_the_keys_of_the_interface() -> None:
-    """The shape of GET /v1/models/{m}/rollout, replicas named by the last part of their actor's name."""
-    found = status(_state("prepare", _report("preparing", TRY)), 0.0)
-    assert found == {
-        "model": "m",
-        "desired": "2",
-        "serving": "1",
-        "generation": 4,
-        "state": "preparing",
-        "step": "load",
-        "reason": None,
-        "replicas": [{"id": "abc", "version": "1", "state": "preparing"}],
-    }
-
-
-def test_a_pin_is_what_is_desired() -> None:
-    """After a rollback the status names the version that was wanted back, whatever the alias says."""
-    assert status(_state(pin=Pin(Target("0", "d0", "r"), ("p2", "2"))), 0.0)["desired"] == "0"
-
-
-@pytest.mark.parametrize(
-    ("view", "expected"),
-    [
-        (View(), ("joining", None)),
-        (View(admitted=True), ("silent", None)),
-        (View(admitted=True, seen=0.0, died_at=1.0, report=_report()), ("dead", "1")),
-        (View(admitted=True, seen=0.0, report=_report()), ("serving", "1")),
-        (View(admitted=True, seen=-100.0, report=_report()), ("silent", "1")),
-        (View(admitted=True, seen=0.0, report=_report("holding", TRY)), ("holding", "1")),
-        (View(admitted=True, seen=0.0, report=_report(digest="d2")), ("serving", "2")),
-        (View(admitted=True, seen=0.0, report=_report(digest="unknown")), ("serving", None)),
-    ],
-)
-def test_the_states_of_replicas(view: View, expected: tuple[str, str | None]) -> None:
-    """What a replica does and which version it answers with, as far as it has said."""
-    (found,) = status(_state("prepare", members={NAME: view}), 1.0)["replicas"]
-    assert (found["state"], found["version"]) == expected

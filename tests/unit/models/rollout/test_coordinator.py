@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from coordinator_run import BLIND, BUSY, ONE, SERVING, THREE, TWO, Run, wants
 
-from models.rollout import coordinator, state
-from models.rollout.ledger import Recovery
-from models.rollout.messages import Attempt, Failure, MemberPhase, Report, Target
+from models.rollout.messages import Attempt, Failure, Report, Target
 from models.rollout.policy import Pin
 from models.rollout.state import (
     Admit,
@@ -31,64 +30,11 @@ from models.rollout.state import (
     MoveAlias,
     Polled,
     RecordMember,
-    Recovered,
     RollbackAsked,
     SavePin,
-    State,
     Tick,
     TryTold,
 )
-from models.weights.registry import Desired
-
-ONE, TWO, THREE = Target("1", "d1", "p1"), Target("2", "d2", "p2"), Target("3", "d3", "p3")
-SERVING = Attempt(4, 1, ONE, Target("0", "d0", "p0"))
-BLIND = Failure("golden", "it is blind", permanent=True)
-BUSY = Failure("load", "no memory", permanent=False)
-
-
-def wants(target: Target) -> DesiredRead:
-    """Return the event of an alias that names ``target``."""
-    return DesiredRead(Desired("m", target.version, target.digest, "ready", target.promotion))
-
-
-class Run:
-    """A machine under test: feeds events at a moment and keeps the effects of the last one."""
-
-    def __init__(self, *members: str, committed: Attempt | None = SERVING, **recovered: object) -> None:
-        """Recover into incarnation 2 with these members."""
-        self.state, self.now, self.effects = State("m"), 0.0, ()
-        found = Recovery(committed, committed.generation if committed else 0, frozenset(), frozenset(members))
-        self.feed(Recovered(2, found, **recovered))  # type: ignore[arg-type]
-
-    def feed(self, event: state.Event, *, at: float | None = None) -> tuple[state.Effect, ...]:
-        """Feed one event, at the moment ``at`` or the last one."""
-        self.now = self.now if at is None else at
-        self.state, self.effects = coordinator.step(self.state, event, self.now)
-        return self.effects
-
-    def report(
-        self, replica: str, phase: MemberPhase, seq: int, failure: Failure | None = None
-    ) -> tuple[state.Effect, ...]:
-        """Let a member report on the attempt under way."""
-        key = self.state.attempt.key if self.state.attempt and phase != "idle" else None
-        generation = self.state.committed.generation if self.state.committed else 0
-        return self.feed(Polled(Report(replica, seq, generation, "d1", phase, key, None, failure)))
-
-    def prepare(self, target: Target = TWO) -> Attempt:
-        """Bring the machine to the prepare phase of ``target``."""
-        assert self.feed(wants(target)) == (Fetch(target),)
-        (claim,) = self.feed(Fetched(target))
-        assert isinstance(claim, Claim)
-        self.feed(Claimed(claim.attempt, "won"))
-        return claim.attempt
-
-    def hold(self, *members: str) -> Attempt:
-        """Bring the machine to the hold phase."""
-        attempt = self.prepare()
-        for member in members:
-            self.report(member, "prepared", 1)
-        assert self.state.phase == "hold"
-        return attempt
 
 
 def test_a_promotion_goes_through_every_step_to_its_commit() -> None:
@@ -106,6 +52,11 @@ def test_a_promotion_goes_through_every_step_to_its_commit() -> None:
     assert run.feed(Decided(5, "COMMIT")) == (Announce(attempt, run.now),)
     assert (run.state.committed, run.state.phase, run.state.note) == (attempt, "idle", "")
     assert run.feed(wants(TWO)) == ()
+    assert run.notes == ["desired", "fetched", "judged", "prepared"]
+    run.feed(Polled(Report("a", 4, 5, "d2")))
+    assert "retired" not in run.notes, "the other one still answers with the old version"
+    run.feed(Polled(Report("b", 3, 5, "d2")))
+    assert run.notes[-1] == "retired"
 
 
 def test_nobody_is_told_to_hold_before_all_have_polled_lately() -> None:
@@ -508,7 +459,7 @@ def test_a_lost_generation_is_skipped() -> None:
     """Another life holds the number: the next one is claimed."""
     run = Run("a")
     run.feed(wants(TWO))
-    run.feed(Fetched(TWO))
+    run.fetched(TWO)
     assert run.feed(Claimed(Attempt(5, 2, TWO, ONE), "lost")) == (Claim(Attempt(6, 2, TWO, ONE)),)
     assert 5 in run.state.aborted
 
@@ -519,7 +470,7 @@ def test_a_deposed_actor_acts_no_more(how: str) -> None:
     run = Run("a")
     if how == "claim":
         run.feed(wants(TWO))
-        run.feed(Fetched(TWO))
+        run.fetched(TWO)
         assert run.feed(Claimed(Attempt(5, 2, TWO, ONE), "deposed")) == (Depose(),)
     else:
         run.feed(AdmitAsked("n", 4))

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from models.rollout import member
 from models.rollout.member import (
     Ask,
+    BeginTrial,
     Cancel,
     Directed,
     Discard,
+    EndTrial,
     FailAll,
     Flip,
     Hold,
@@ -28,8 +30,11 @@ from models.rollout.member import (
     Resume,
     Ruled,
     Tick,
+    TrialBegun,
+    TrialFailed,
 )
 from models.rollout.messages import Attempt, Directive, Failure, Target
+from models.rollout.trial import TrialStep
 
 TWO = Attempt(5, 2, Target("2", "d2", "p2"))
 THREE = Attempt(6, 2, Target("3", "d3", "p3"))
@@ -149,7 +154,7 @@ def test_a_load_that_ended_as_it_was_given_up_is_freed() -> None:
     replaced, _ = _feed(START, _told("prepare", TWO), _told("prepare", THREE))
     assert _feed(replaced, Prepared(TWO))[1] == [Discard("d2")]
     again, _ = _feed(START, _told("prepare", TWO), _told("prepare", replace(TWO, generation=6)))
-    assert _feed(again, Prepared(TWO)) == (again, [])
+    assert _feed(again, Prepared(TWO)) == (replace(again, candidate="d2"), [])
     done, _ = _feed(_holding(), _told("go", TWO))
     assert _feed(done, Prepared(TWO)) == (done, [])
 
@@ -234,3 +239,101 @@ def test_whatever_arrives_the_generation_never_falls_and_batches_start_only_when
                 assert effect.digest in loaded
         assert held == (state.phase == "holding")
         assert state.generation >= before.generation
+
+
+def test_a_load_that_ends_after_it_was_given_up_counts_for_the_next_attempt_at_the_same_content() -> None:
+    """Loaded it is: giving the next attempt up, too, must not leave it in memory unknown to the machine."""
+    again = replace(TWO, generation=6)
+    state, effects = _feed(START, _told("prepare", TWO), _told("prepare", again), Prepared(TWO))
+    assert (state.phase, state.candidate) == ("preparing", "d2")
+    assert effects == [Prepare(TWO), Cancel(), Prepare(again)]
+    assert _feed(state, _told("stay"))[1] == [Cancel(), Discard("d2")]
+
+
+# Trials
+
+SHADOW, CANARY = TrialStep(1, "shadow", 0.1, 60.0, 0.1), TrialStep(2, "canary", 0.05, 60.0, 0.1)
+PREPARED = _feed(START, _told("prepare", TWO), Prepared(TWO))[0]
+TRYING = _feed(PREPARED, _told("trial", TWO, step=SHADOW), TrialBegun(TWO, 1))[0]
+UNTRIABLE = Failure("canary", "it names its classes otherwise", permanent=True)
+
+
+def test_a_trial_begins_once_for_each_step_and_is_reported() -> None:
+    """Repeating the directive changes nothing; an older step is an old story."""
+    state, effects = _feed(PREPARED, _told("trial", TWO, step=SHADOW), TrialBegun(TWO, 1))
+    assert effects == [BeginTrial(TWO, SHADOW)]
+    assert _feed(state, _told("trial", TWO, step=SHADOW))[1] == []
+    assert member.report(state)[1].trial == 1
+    later = _feed(state, _told("trial", TWO, step=CANARY), TrialBegun(TWO, 2))[0]
+    assert _feed(later, _told("trial", TWO, step=SHADOW)) == (later, [])
+
+
+def test_a_canary_begins_in_a_hold_and_ends_it() -> None:
+    """Told to run the step, it begins it and only then starts batches again."""
+    state, effects = _feed(TRYING, _told("hold", TWO, stage=1), _told("trial", TWO, step=CANARY), TrialBegun(TWO, 2))
+    assert effects == [Hold(), BeginTrial(TWO, CANARY), Resume()]
+    assert (state.phase, state.trial) == ("prepared", 2)
+
+
+def test_a_hold_asked_out_of_another_step_is_an_old_story() -> None:
+    """A late copy of the directive that began the canary must not stop the replica once more."""
+    assert _feed(TRYING, _told("hold", TWO, stage=0)) == (TRYING, [])
+    assert _feed(TRYING, _told("hold", TWO, stage=1))[0].phase == "holding"
+
+
+def test_past_the_deadline_only_the_ledger_tells_whether_the_canary_begins() -> None:
+    """It has put ABORT, or is about to: whoever begins now would run what can never be committed."""
+    held = _feed(TRYING, _told("hold", TWO, stage=1))[0]
+    assert _feed(held, _told("trial", TWO, step=CANARY), at=0.5) == (held, [])
+    asking = _feed(held, Tick(), at=0.5)[0]
+    begun, effects = _feed(asking, TrialBegun(TWO, 2), at=0.51)
+    assert (begun.phase, effects) == ("holding", [])
+    state, effects = _feed(begun, Ruled(5, "ABORT"), at=0.6)
+    assert effects == [EndTrial(), Resume()]
+    assert (state.phase, state.trial, state.settled, state.candidate) == ("idle", 0, 5, "d2")
+
+
+def test_a_canary_that_cannot_begin_is_answered_by_nobody_until_it_is_off() -> None:
+    """Held, it says why and puts ABORT at once: elsewhere the candidate may answer already."""
+    held = _feed(TRYING, _told("hold", TWO, stage=1))[0]
+    state, effects = _feed(held, _told("trial", TWO, step=CANARY), TrialFailed(TWO, UNTRIABLE), Tick(), at=0.1)
+    assert effects == [BeginTrial(TWO, CANARY), Ask(5)]
+    assert (member.report(state)[1].failure, state.phase) == (UNTRIABLE, "holding")
+
+
+def test_a_shadow_that_cannot_begin_is_reported() -> None:
+    """As a preparation that fails."""
+    state, effects = _feed(PREPARED, _told("trial", TWO, step=SHADOW), TrialFailed(TWO, UNTRIABLE))
+    assert effects == [BeginTrial(TWO, SHADOW), EndTrial()]
+    assert (state.phase, state.failure) == ("failed", UNTRIABLE)
+
+
+@pytest.mark.parametrize(
+    ("event", "effects"),
+    [
+        (_told("stay", keep="d2"), [EndTrial()]),
+        (_told("stay"), [EndTrial(), Discard("d2")]),
+        (_told("prepare", THREE), [EndTrial(), Discard("d2"), Prepare(THREE)]),
+        (_told("go", TWO), [Flip("d2", 5), Resume()]),
+        (_told("rejoin"), [Hold(), EndTrial(), Discard("d2"), Rejoin()]),
+    ],
+)
+def test_every_way_out_of_an_attempt_ends_its_trial(event: Directed, effects: list[member.Effect]) -> None:
+    """Superseded, dropped, committed (the flip ends it) or fallen out: no trial outlives its attempt."""
+    state, found = _feed(TRYING, event)
+    assert found == effects
+    assert state.trial == 0
+
+
+def test_a_trial_that_begins_after_its_attempt_is_ended() -> None:
+    """The word that it runs comes after the word that nobody wants it."""
+    state = _feed(PREPARED, _told("trial", TWO, step=SHADOW), _told("stay", keep="d2"))[0]
+    assert _feed(state, TrialBegun(TWO, 1)) == (state, [EndTrial()])
+    assert _feed(state, TrialFailed(TWO, UNTRIABLE)) == (state, [])
+
+
+def test_the_pace_of_a_candidate_is_reported_until_the_attempt_ends() -> None:
+    """Measured while it was prepared."""
+    state = _feed(START, _told("prepare", TWO), Prepared(TWO, (12.0, 10.0)))[0]
+    assert member.report(state)[1].golden_ms == (12.0, 10.0)
+    assert member.report(_feed(state, _told("stay"))[0])[1].golden_ms is None

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from models.errors import RegistryError
+from models.rollout.order import PLAIN, Order
 from models.weights.mlflow_registry import MlflowRegistry, open_registry
-from models.weights.registry import DIGEST_TAG, PROMOTION_TAG, SERVING_TAG, STATE_TAG
+from models.weights.registry import DIGEST_TAG, EVALUATION_TAG, PROMOTION_TAG, SERVING_TAG, STATE_TAG
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,6 +119,39 @@ def test_a_promotion_tag_that_makes_no_sense_is_like_none(registry: MlflowRegist
     assert desired.promotion == "alias:1"
 
 
+@pytest.mark.parametrize("order", [None, "x", [], {"force": 1}, {"unknown": True}, {"canary": [2]}])
+def test_an_order_that_makes_no_sense_is_like_none(registry: MlflowRegistry, folder: Path, order: object) -> None:
+    """The promotion itself stands; one without the key was written before there were orders."""
+    name = f"disordered{abs(hash(str(order)))}"
+    registry.create_version(name, folder, tags={DIGEST_TAG: "a"}, metrics={})
+    registry.promote(name, "1", promotion="p1", reason="test", order=Order(force="why"))
+    note = {"id": "p2", "version": "1"} | ({} if order is None else {"order": order})
+    _client(registry).set_registered_model_tag(name, PROMOTION_TAG, json.dumps(note))
+    desired = registry.desired(name)
+    assert desired is not None
+    assert (desired.promotion, desired.order) == ("p2", PLAIN)
+
+
+def test_an_order_is_not_that_of_an_alias_moved_by_hand(registry: MlflowRegistry, folder: Path) -> None:
+    """It was given for another version."""
+    for digest in "ab":
+        registry.create_version("handmade", folder, tags={DIGEST_TAG: digest}, metrics={})
+    registry.promote("handmade", "2", promotion="p1", reason="test", order=Order(force="why"))
+    _client(registry).set_registered_model_alias("handmade", "production", "1")
+    desired = registry.desired("handmade")
+    assert desired is not None
+    assert (desired.promotion, desired.order) == ("alias:1", PLAIN)
+
+
+@pytest.mark.parametrize("tag", ["", "[]", "{}", '{"map50_95": 2}', '{"data": "aa", "map50_95": "NaN"}', "[" * 3000])
+def test_an_evaluation_that_makes_no_sense_is_left_out(registry: MlflowRegistry, folder: Path, tag: str) -> None:
+    """Tags can be edited by anybody."""
+    name = f"misjudged{abs(hash(tag))}"
+    registry.create_version(name, folder, tags={DIGEST_TAG: "a"}, metrics={})
+    _client(registry).set_model_version_tag(name, "1", f"{EVALUATION_TAG}aa", tag)
+    assert registry.evaluations(name, "1") == ()
+
+
 def test_a_deleted_version_is_no_longer_desired(registry: MlflowRegistry, folder: Path) -> None:
     """MLflow removes the alias with it; the fleet keeps what it serves."""
     registry.create_version("gone", folder, tags={DIGEST_TAG: "a"}, metrics={})
@@ -175,3 +209,48 @@ def test_nothing_is_printed(registry: MlflowRegistry, folder: Path, tmp_path: Pa
     registry.fetch("quiet", "1", destination)
     registry.versions("quiet")
     assert capfd.readouterr() == ("", "")
+
+
+def test_deleting_takes_the_files_and_the_run(registry: MlflowRegistry, home: Path, folder: Path) -> None:
+    """Space is why somebody deletes."""
+    (folder / "model.onnx").write_bytes(b"to be deleted")
+    registry.create_version("freed", folder, tags={DIGEST_TAG: "a"}, metrics={})
+    entry = _client(registry).get_model_version("freed", "1")
+    registry.delete_version("freed", "1")
+    stored = [path.read_bytes() for path in (home / "registry" / "artifacts").rglob("model.onnx")]
+    assert b"to be deleted" not in stored
+    assert _client(registry).get_run(entry.run_id).info.lifecycle_stage == "deleted"
+
+
+def test_deleting_leaves_files_that_are_not_ours(registry: MlflowRegistry, folder: Path, tmp_path: Path) -> None:
+    """A version made by hand may point at anything: a folder of somebody's, or another version's files."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    client = _client(registry)
+    registry.create_version("hand", folder, tags={DIGEST_TAG: "a"}, metrics={})
+    first = client.get_model_version("hand", "1")
+    client.create_model_version("hand", source=first.source, run_id=first.run_id)
+    client.create_model_version("hand", source=mine.as_uri(), run_id=first.run_id)
+    client.create_model_version("hand", source=mine.as_uri())
+    for version in ("4", "3", "2"):
+        registry.delete_version("hand", version)
+    assert (mine / "thesis.txt").exists()
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    registry.fetch("hand", "1", kept)
+    assert (kept / "model.onnx").read_bytes() == b"graph"
+
+
+def test_a_store_that_deletes_no_files_still_loses_the_version(
+    registry: MlflowRegistry, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that nobody names are harmless; a version without its files would not be."""
+    registry.create_version("stuck", folder, tags={DIGEST_TAG: "a"}, metrics={})
+
+    def refuse(*_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("mlflow.store.artifact.local_artifact_repo.LocalArtifactRepository.delete_artifacts", refuse)
+    registry.delete_version("stuck", "1")
+    assert registry.versions("stuck") == []

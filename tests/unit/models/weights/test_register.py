@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from models.errors import ConversionError, RegistryError, ReleaseRejectedError, UnknownModelError, UnknownVersionError
+from models.rollout.order import PLAIN, Order
 from models.weights import register as module
 from models.weights.fake_registry import FakeRegistry
 from models.weights.manifest import MANIFEST, Manifest, Source
@@ -201,3 +202,13 @@ def test_an_official_name_is_fetched_in_a_child(
     with pytest.raises(ConversionError, match="does not exist"):
         register(FakeRegistry(), tmp_path / "yolo26n.pt", model="m")
     assert len(asked) == 1
+
+
+@pytest.mark.usefixtures("conversions")
+def test_a_promotion_carries_its_order_and_reason(weights: Path) -> None:
+    """Whatever waives a gate is stored with the promotion that asked for it."""
+    registry = FakeRegistry()
+    register(registry, weights, model="m")
+    order = Order(force="hot fix")
+    assert promote(registry, "m", "1", reason="hot fix", order=order).order == order
+    assert promote(registry, "m", "1").order == PLAIN

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from models.errors import UnknownModelError, UnknownVersionError
+from models.errors import ReleaseRejectedError, UnknownModelError, UnknownVersionError
+from models.rollout.order import PLAIN, Order
 from models.weights.fake_registry import FakeRegistry
 from models.weights.mlflow_registry import MlflowRegistry
-from models.weights.registry import DIGEST_TAG, PROMOTABLE_TAG, READY, SOURCE_TAG
+from models.weights.registry import DIGEST_TAG, PROMOTABLE_TAG, READY, SOURCE_TAG, Evaluation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,3 +112,77 @@ def test_recording_what_serves_changes_nothing_desired(registry: Registry, folde
     _create(registry, folder, "served")
     registry.record_serving("served", generation=3, version="1", digest="ab" * 32)
     assert registry.desired("served") is None
+
+
+def test_a_deleted_version_is_gone_for_good(registry: Registry, folder: Path, tmp_path: Path) -> None:
+    """With its files, and its number is never given again: two contents must not share a name."""
+    for _ in range(3):
+        _create(registry, folder, "shrinks")
+    registry.delete_version("shrinks", "3")
+    registry.delete_version("shrinks", "1")
+    assert [info.version for info in registry.versions("shrinks")] == ["2"]
+    for call in (
+        lambda: registry.version("shrinks", "3"),
+        lambda: registry.delete_version("shrinks", "3"),
+        lambda: registry.fetch("shrinks", "3", tmp_path),
+        lambda: registry.promote("shrinks", "3", promotion="p", reason="test"),
+    ):
+        with pytest.raises(UnknownVersionError):
+            call()
+    assert _create(registry, folder, "shrinks").version == "4"
+
+
+def test_a_version_with_an_alias_is_not_deleted(registry: Registry, folder: Path) -> None:
+    """The last fence: whoever asks, and however old his list is."""
+    _create(registry, folder, "aliased")
+    registry.promote("aliased", "1", promotion="p1", reason="test")
+    with pytest.raises(ReleaseRejectedError, match="carries the alias production") as refused:
+        registry.delete_version("aliased", "1")
+    assert refused.value.step == "delete"
+    assert registry.desired("aliased") is not None
+
+
+def test_what_was_recorded_as_serving_can_be_read(registry: Registry, folder: Path) -> None:
+    """Of a model that no fleet has served, there is nothing."""
+    _create(registry, folder, "recorded")
+    assert registry.recorded_serving("recorded") is None
+    registry.record_serving("recorded", generation=3, version="1", digest="ab" * 32)
+    assert registry.recorded_serving("recorded") == "1"
+
+
+def test_an_order_belongs_to_its_promotion(registry: Registry, folder: Path) -> None:
+    """The next promotion asks for nothing special unless it says so."""
+    for _ in range(2):
+        _create(registry, folder, "ordered")
+    order = Order(allow_contract_change=True, force="hot fix", shadow_s=600.0, canary=(0.05, 0.25), step_s=90.0)
+    first = registry.promote("ordered", "1", promotion="p1", reason="test", order=order)
+    assert first.order == order
+    assert registry.desired("ordered") == first
+    registry.promote("ordered", "2", promotion="p2", reason="test")
+    second = registry.desired("ordered")
+    assert second is not None
+    assert second.order == PLAIN
+
+
+def test_evaluations_are_kept_one_a_data_set(registry: Registry, folder: Path) -> None:
+    """A later one on the same data takes the earlier one's place; the rest of the version stays as it was."""
+    for _ in range(2):
+        _create(registry, folder, "judged")
+    before = registry.version("judged", "1")
+    assert registry.evaluations("judged", "1") == ()
+    a = Evaluation("aa" * 32, "scenes/data.yaml", "ab" * 32, 0.51234567890123, 0.75, 240, 900, "test 1", "2026-01-01")
+    b = replace(a, data="bb" * 32, created="2026-01-02")
+    again = replace(a, map50_95=0.6, created="2026-01-03")
+    for evaluation in (b, a):
+        registry.record_evaluation("judged", "1", evaluation)
+    assert registry.evaluations("judged", "1") == (a, b)
+    registry.record_evaluation("judged", "1", again)
+    assert registry.evaluations("judged", "1") == (b, again)
+    assert registry.evaluations("judged", "2") == ()
+    assert registry.version("judged", "1") == before
+    with pytest.raises(UnknownVersionError):
+        registry.record_evaluation("judged", "9", a)
+    with pytest.raises(UnknownVersionError):
+        registry.evaluations("judged", "9")
+    with pytest.raises(UnknownModelError):
+        registry.evaluations("unknown-to-all", "1")

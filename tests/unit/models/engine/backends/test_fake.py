@@ -10,14 +10,43 @@ import pytest
 
 from models.engine.backends.backend import Plan
 from models.engine.backends.fake import BOXES, FakeBackend
+from models.engine.decode import decode
+from models.engine.postprocess import postprocess
+from models.engine.preprocess import letterbox
 from models.errors import BackendError, ReleaseRejectedError
+from models.types import Detections, GoldenImage, Thresholds
+from models.weights.golden import check_sight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from models.engine.backends.backend import Session
     from models.types import Release
 
 BATCH = np.random.default_rng(0).integers(0, 256, (3, 32, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize("head", ["end2end", "raw"])
+def test_it_recalls_what_golden_images_expect(
+    make_release: Callable[..., Release], picture: Callable[..., bytes], head: str
+) -> None:
+    """So it passes the sight test, and only there; blind it recalls nothing."""
+    boxes = np.array([[3, 5, 40, 45], [10, 20, 90, 95]], np.float32)
+    expected = Detections(boxes, np.array([0.9, 0.6], np.float32), np.array([2, 0], np.int32))
+    release = make_release(head=head, golden=(GoldenImage("one", picture(96, 128), expected),))
+    backend = FakeBackend(recalls=True)
+    session = backend.load(release)
+
+    def look(data: bytes, by: Session = session) -> Detections:
+        tensor, placement = letterbox(decode(data), release.contract)
+        return postprocess(by.infer(tensor[None], 0)[0], placement, release.contract, Thresholds())
+
+    assert check_sight(release, look).matched == 2
+    assert look(picture(96, 128)).classes.tolist() == [2, 0]
+    assert len(look(picture(96, 128, 1))) == BOXES
+    assert len(look(picture(96, 128), FakeBackend().load(release))) == BOXES
+    backend.blind = True
+    assert len(look(picture(96, 128))) == 0
 
 
 @pytest.mark.parametrize("head", ["end2end", "raw"])

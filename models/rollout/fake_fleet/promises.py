@@ -1,0 +1,62 @@
+"""The promises of the rollout protocol, as a fake fleet can be asked at any moment; numbered as in the design."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from models.rollout import choice, policy
+from models.rollout.fake_fleet.world import BAD, ViolationError
+
+if TYPE_CHECKING:
+    from models.rollout.fake_fleet.world import World
+
+
+JUDGES = ("quality", "shadow", "canary")
+"""Steps at which a version that every replica can load is refused for good: by its nature, or for want of traffic."""
+
+
+def check(world: World) -> None:
+    """Raise ViolationError where a promise is broken at this moment."""
+    for replica in world.replicas.values():
+        machine = replica.state
+        if machine is not None and not machine.outside and replica.active != (machine.generation, machine.digest):
+            msg = f"{replica.name}: machine and engine disagree"
+            raise ViolationError(msg)
+    serving = [(r.name, r.active) for r in world.replicas.values() if r.may_start and r.active is not None]
+    for name, (generation, digest) in serving:
+        if digest in BAD:
+            msg = f"I3: {name} serves {digest}, which failed"
+            raise ViolationError(msg)
+        if world.commits.get(generation) != digest:
+            msg = f"I2: {name} serves {digest} as {generation}, which was never committed"
+            raise ViolationError(msg)
+        world.observed = max(world.observed, generation)
+    late = [(name, active) for name, active in serving if active[0] < world.observed]
+    if late:
+        msg = f"I7: {late[0][0]} starts a batch on {late[0][1]} after {world.observed} was seen"
+        raise ViolationError(msg)
+    broken = world.clients.ask(world.replicas.values())
+    if broken is not None:
+        raise ViolationError(broken)
+
+
+def converged(world: World) -> bool:
+    """Return whether every live replica serves what is desired, or the last good where that was refused (I5)."""
+    actor = world.actor
+    if actor is None:
+        return False
+    action = choice.choose(actor.state, world.now)
+    refused = isinstance(action, policy.Refuse) and action.failure.permanent
+    judged = isinstance(action, policy.Refuse) and action.failure.step in JUDGES
+    unlucky = refused and (actor.state.deaths >= world.timing.max_deaths or judged)
+    if actor.state.phase != "idle" or actor.state.committed is None:
+        # With nothing ever committed and only bad or deadly versions desired, refusing is all there is to do.
+        bad = world.alias.digest in BAD and bool(actor.state.rejections)
+        return (bad or unlucky) and not world.commits
+    committed = actor.state.committed
+    live = [r for r in world.replicas.values() if r.gone_at is None]
+    same = all(
+        r.may_start and r.active == (committed.generation, committed.target.digest) and r.trial is None for r in live
+    )
+    wanted = actor.state.pin.target.digest if actor.state.pin else world.alias.digest
+    return same and (refused if wanted in BAD else committed.target.digest == wanted or unlucky)

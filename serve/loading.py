@@ -1,0 +1,99 @@
+"""Brings one release into a replica's engine: from the rollout actor's memory, or from the cache of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from models.errors import ReleaseError, ReleaseFaultError, ReleaseRejectedError
+from models.rollout.messages import Failure
+from models.weights.release import open_release
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from models.rollout.messages import Attempt
+    from models.weights.cache import ReleaseCache
+    from serve.faults import FaultPoints
+    from serve.member_ports import ActorPort, EnginePort
+
+_log = logging.getLogger(__name__)
+
+
+class Loader:
+    """Loads releases of one model into one engine. ``loaded`` is the attempt that the engine last took, or None."""
+
+    def __init__(
+        self,
+        model: str,
+        engine: EnginePort,
+        actor: ActorPort,
+        cache: ReleaseCache | None,
+        *,
+        faults: FaultPoints,
+        timeout_s: float,
+    ) -> None:
+        """Load nothing yet. cache: keeps what was loaded, None for none; timeout_s: longest time for a whole load."""
+        self._model, self._engine, self._actor, self._cache = model, engine, actor, cache
+        self._faults, self._timeout_s = faults, timeout_s
+        self.loaded: Attempt | None = None
+
+    async def load(self, attempt: Attempt, *, timed: bool = False) -> tuple[float, float] | None:
+        """Make the attempt's release the engine's candidate, verified and warm.
+
+        Return ``EnginePort.golden_ms`` where it is to be ``timed``, else None. Raises ReleaseError, TimeoutError when
+        the time is up, or whatever else went wrong; see ``as_failure``.
+        """
+        return await asyncio.wait_for(self._load(attempt, timed=timed), self._timeout_s)
+
+    async def _load(self, attempt: Attempt, *, timed: bool) -> tuple[float, float] | None:
+        self.loaded = None
+        await self._faults.hit("replica.before_prepare")
+        target = attempt.target
+        files = await self._files(target.version, target.digest)
+        await self._faults.hit("replica.after_fetch")
+        release = await asyncio.to_thread(open_release, self._model, target.version, files, expect_digest=target.digest)
+        await self._engine.prepare(release)
+        self.loaded = attempt
+        await self._faults.hit("replica.after_load")
+        if self._cache is not None:
+            await self._keep(self._cache, target.digest, files)
+        return await self._engine.golden_ms(target.digest) if timed else None
+
+    async def _files(self, version: str, digest: str) -> Mapping[str, NDArray[np.uint8]]:
+        try:
+            return await asyncio.wait_for(self._actor.files(self._model, version, digest), self._timeout_s)
+        except Exception as error:
+            _log.info("the rollout actor did not hand out version %s of %s: %s", version, self._model, error)
+            cached = await asyncio.to_thread(self._cache.get, digest) if self._cache is not None else None
+            if cached is None:
+                raise
+            return cached
+
+    async def _keep(self, cache: ReleaseCache, digest: str, files: Mapping[str, NDArray[np.uint8]]) -> None:
+        try:
+            await asyncio.to_thread(cache.put, digest, files)
+        except ReleaseFaultError as error:
+            _log.warning("version not kept on this machine: %s", error)
+
+
+def as_failure(error: Exception) -> Failure:
+    """Return what the fleet is told of a load that failed: domain errors keep their words, others stay in the log."""
+    if isinstance(error, ReleaseError):
+        return Failure(error.step, str(error), permanent=error.permanent)
+    if isinstance(error, TimeoutError):
+        return Failure("load", "loading took longer than prepare_timeout_s allows", permanent=False)
+    if isinstance(error, MemoryError):
+        return Failure("load", "there is not enough memory to load it", permanent=False)
+    _log.error("a release could not be prepared", exc_info=error)
+    return Failure("load", "loading failed for a reason that only the log tells", permanent=False)
+
+
+def as_error(failure: Failure) -> ReleaseError:
+    """Return the error that tells ``failure``: ReleaseRejectedError where it is permanent, else ReleaseFaultError."""
+    kind = ReleaseRejectedError if failure.permanent else ReleaseFaultError
+    return kind(failure.reason, step=failure.step)
