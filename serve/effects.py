@@ -123,6 +123,11 @@ class Effects:
         return state.JudgeFailed(target, failure)
 
     async def _fetched(self, target: Target) -> state.Event:
+        committed = self._now().committed
+        back = committed.back if committed else None
+        if back is not None and (back.version, back.digest) == (target.version, target.digest):
+            # The fleet has what served before loaded, and a rollback cannot wait; a replica without it asks for it.
+            return state.Fetched(target)
         stock = self._parts.depot.stock(self._model, target.version, target.digest)
         try:
             await asyncio.wait_for(stock, self._parts.prepare_timeout_s)

@@ -39,6 +39,10 @@ class FakeEngine:
         """Return whether a batch could start now."""
         return self.active is not None and not self.held and self.failing is None
 
+    def has(self, version: str, digest: str) -> bool:
+        """Return whether ``digest`` is loaded, under whatever version: ``version`` is not kept."""
+        return bool(version) and self._resident(digest)
+
     async def prepare(self, release: Release) -> None:
         """Make ``release`` the candidate, or raise what ``refuse`` names."""
         self.calls.append(f"prepare {release.version}")

@@ -54,6 +54,9 @@ class Loader:
         self.loaded = None
         await self._faults.hit("replica.before_prepare")
         target = attempt.target
+        if self._engine.has(target.version, target.digest):
+            self.loaded = attempt
+            return await self._engine.golden_ms(target.digest) if timed else None
         files = await self._files(target.version, target.digest)
         await self._faults.hit("replica.after_fetch")
         release = await asyncio.to_thread(open_release, self._model, target.version, files, expect_digest=target.digest)

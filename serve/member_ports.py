@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 class EnginePort(Protocol):
     """What a member asks of its model's engine."""
 
+    def has(self, version: str, digest: str) -> bool:
+        """Return whether this release is loaded under this version: preparing it would do nothing."""
+        ...
+
     async def prepare(self, release: Release) -> None:
         """Load, warm and test ``release`` as the candidate. Raises ReleaseError."""
         ...

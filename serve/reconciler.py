@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from models.errors import RegistryError, ReleaseRejectedError
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from serve.faults import FaultPoints
 
 _log = logging.getLogger(__name__)
+
+ALIAS_WAIT_S: Final = 0.04
+"""Longest wait of a rollback for a fresh reading of the alias (seconds): it is quick without a registry, too."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,10 @@ class Reconciler:
         """
         # A pin overrides the alias as it is now; over an old reading, a moved alias would look like a newer promotion.
         with contextlib.suppress(RegistryError, TimeoutError):
-            await asyncio.wait_for(self._alias.read(), 2.0)
+            await asyncio.wait_for(self._alias.read(), ALIAS_WAIT_S)
+        if self._state.phase == "trial":
+            await self._end_trial(wait_s, who)
+            return
         committed = self._state.committed
         promotion = self._pinned()
         if promotion is None:
@@ -219,6 +225,15 @@ class Reconciler:
             self._books.write("rollback", committed.target, committed.back, result="accepted", who=who)
         end = self._parts.clock() + wait_s
         while self._rolling_back(promotion) and self._parts.clock() < end:
+            await self._change(end - self._parts.clock())
+
+    async def _end_trial(self, wait_s: float, who: str) -> None:
+        """Take back what is on trial: what serves serves everybody again."""
+        tried = self._state.target
+        self._books.write("rollback", tried, choice.serving(self._state), result="accepted", who=who)
+        self.feed(state.RollbackAsked(uuid4().hex))
+        end = self._parts.clock() + wait_s
+        while self._state.target == tried and self._state.phase in ("trial", "abort") and self._parts.clock() < end:
             await self._change(end - self._parts.clock())
 
     def hint(self) -> None:

@@ -285,6 +285,11 @@ class Engine:
         """
         return await self._pace.compare(digest)
 
+    def has(self, version: str, digest: str) -> bool:
+        """Return whether the release of ``digest`` is loaded under ``version``: preparing it would do nothing."""
+        resident = self._slots.find(digest)
+        return resident is not None and (resident.renamed or resident.release).version == version
+
     def hold(self) -> None:
         """Start no further batch until ``resume``."""
         if self._held_at is None and self._slots.active is not None:

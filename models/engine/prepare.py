@@ -14,6 +14,7 @@ from models.engine.decode import DecodeLimits, decode
 from models.engine.forms import Form
 from models.engine.postprocess import postprocess
 from models.engine.preprocess import PAD_VALUE, letterbox
+from models.engine.priority import give_way
 from models.engine.warm import common_shapes, load_fastest
 from models.errors import BackendError, InvalidImageError, ReleaseFaultError, ReleaseRejectedError, SteelyardError
 from models.types import Thresholds
@@ -97,6 +98,8 @@ class Preparer:
             AbandonedError: ``abandoned`` was set.
 
         """
+        if serving is not None:
+            give_way()
         with _step("load"):
             self._check_memory(release, resident)
             session = self._load(release)

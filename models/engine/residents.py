@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from models.engine.prepare import AbandonedError
+from models.engine.priority import give_way
 from models.engine.slots import Slots
 from models.errors import UnavailableError
 
@@ -84,7 +85,7 @@ class Residents:
                 lease.end()
             return
         try:
-            work = asyncio.get_running_loop().run_in_executor(self._worker, self._preparer.forms.warm, form)
+            work = asyncio.get_running_loop().run_in_executor(self._worker, self._warm, form)
         except RuntimeError:  # the worker is shut down
             self._preparer.forms.give_up(form)
             lease.end()
@@ -134,6 +135,10 @@ class Residents:
         # It may have finished in the very tick in which its caller was cancelled; else it has freed itself.
         if not loading.cancelled() and loading.exception() is None:
             self._free(release, loading.result())
+
+    def _warm(self, form: Form) -> bool:
+        give_way()
+        return self._preparer.forms.warm(form)
 
     def _warmed(self, lease: Lease, form: Form, done: asyncio.Future[bool]) -> None:
         lease.end()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from models.engine.compare import compare
 from models.engine.detect import Encoded, Seen
+from models.engine.priority import give_way
 from models.errors import CapacityError, RequestError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Shadow:
         self._run = run
         self._spare_lane = spare_lane
         self._ended = ended
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shadow")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shadow", initializer=give_way)
         self._waiting: deque[ShadowImage] = deque()
         self._running: asyncio.Future[ShadowOutcome] | None = None
         self._closed = False

@@ -18,7 +18,7 @@ from models.rollout import endings, policy, progress, proving
 from models.rollout import membership as members
 from models.rollout.choice import returns, serving
 from models.rollout.gates import refusal
-from models.rollout.messages import Attempt
+from models.rollout.messages import Attempt, Failure
 from models.rollout.state import (
     Admit,
     AdmitAsked,
@@ -110,6 +110,9 @@ def _take(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR091
         case MemberLeft(replica):
             return members.without(members.returned(state, replica), replica)
         case RollbackAsked(promotion):
+            if state.phase == "trial":
+                taken_back = Failure("rollback", "somebody took it back during its trial", permanent=True)
+                return endings.give_up(state, taken_back, now)
             return proving.pin_back(state, promotion)
 
 

@@ -14,6 +14,7 @@ import ctypes
 import logging
 import queue
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -80,7 +81,9 @@ class OpenVinoSession:
         self._weights = weights
         self._lock = threading.Lock()
         self._streams = plan.workers
-        self._general: list[Any] = self._requests(model, streams=self._streams, threads=max(threads, self._streams))
+        with ThreadPoolExecutor(self._streams, thread_name_prefix="compile") as pool:
+            share = max(threads // self._streams, 1)
+            self._general: list[Any] = list(pool.map(lambda _: self._compile(model, share), range(self._streams)))
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for stream in range(self._streams):
             self._free.put(stream)
@@ -201,23 +204,22 @@ class OpenVinoSession:
             self._check_open()
             model = self._model.clone()
         model.reshape([1, *shape, 3])
-        return self._requests(model, streams=1, threads=threads)[0]
+        return self._compile(model, threads)
 
     def _check_open(self) -> None:
         if not self._general:
             msg = "a closed session was warmed. This is a bug."
             raise BackendError(msg)
 
-    def _requests(self, model: Any, *, streams: int, threads: int) -> list[Any]:
+    def _compile(self, model: Any, threads: int) -> Any:
         config = {
-            "NUM_STREAMS": streams,
+            "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": self._precision,
             # Neither replicas nor forms know of each other: pinned, they would all sit on the first cores.
             "ENABLE_CPU_PINNING": False,
         }
-        compiled = self._core.compile_model(model, "CPU", config)
-        return [compiled.create_infer_request() for _ in range(streams)]
+        return self._core.compile_model(model, "CPU", config).create_infer_request()
 
 
 def _give_back() -> None:

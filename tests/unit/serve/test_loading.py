@@ -12,6 +12,8 @@ from models.errors import ReleaseFaultError, ReleaseRejectedError
 from models.rollout.messages import Attempt, Directive, Failure, Target
 from serve.fake_engine import FakeEngine
 from serve.fake_time import run
+from serve.faults import FaultPoints
+from serve.loading import Loader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +30,25 @@ def test_files_come_from_the_local_cache_when_the_actor_cannot_hand_them_out(tmp
         place.cache.put(digest, place.actor.stock.pop(digest))
         await place.member.start()
         assert place.engine.active == (digest, 4)
+
+    run(story())
+
+
+def test_a_release_that_is_loaded_needs_no_files(tmp_path: Path) -> None:
+    """A rollback must not wait for a store, nor for hashing what has served a moment ago."""
+
+    async def story() -> None:
+        place = Place(tmp_path)
+        attempt = place.actor.attempt
+        engine = FakeEngine()
+        loader = Loader("m", engine, place.actor, None, faults=FaultPoints(allowed=False), timeout_s=5.0)
+        await loader.load(attempt)
+        place.actor.stock.clear()
+        await loader.load(attempt)
+        assert (loader.loaded, engine.calls) == (attempt, ["prepare 1"])
+        engine.discard(attempt.target.digest)
+        with pytest.raises(ConnectionError):
+            await loader.load(attempt)
 
     run(story())
 

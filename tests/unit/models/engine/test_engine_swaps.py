@@ -155,3 +155,16 @@ async def test_closing_ends_everything(way: Callable, make_release: Callable[...
             await engine.detect(png(0), PLAIN, CONTEXT)
         with pytest.raises(UnavailableError):
             await engine.prepare(make_release("c"))
+
+
+async def test_what_is_loaded_is_known_by_content_and_version(make_release: Callable[..., Release]) -> None:
+    """The active release, the previous one and the candidate need no preparing; the same bytes under a new name do."""
+    first, second, third = (make_release(letter * 64, version=letter) for letter in "abc")
+    async with Engine(FakeBackend()) as engine:
+        for generation, release in enumerate((first, second), start=1):
+            await serve(engine, release, generation)
+        await engine.prepare(third)
+        assert [engine.has(each.version, each.digest) for each in (first, second, third)] == [True] * 3
+        assert not engine.has("d", third.digest)
+        engine.discard(third.digest)
+        assert not engine.has(third.version, third.digest)

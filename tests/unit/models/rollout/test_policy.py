@@ -110,8 +110,15 @@ def test_a_transient_rejection_waits_twice_as_long_each_time_up_to_the_cap() -> 
 @given(st.text(), st.text(), st.text(), st.text(), st.text())
 def test_a_pin_survives_its_record(version: str, digest: str, promotion: str, over: str, over_version: str) -> None:
     """What is written is what is read."""
-    pin = Pin(Target(version, digest, promotion), (over, over_version))
-    assert decode_pin(encode_pin(pin)) == pin
+    for passing in (False, True):
+        pin = Pin(Target(version, digest, promotion), (over, over_version), passing)
+        assert decode_pin(encode_pin(pin)) == pin
+
+
+def test_a_pin_of_an_earlier_steelyard_is_read() -> None:
+    """It knew of no passing ones."""
+    text = '{"over": ["p2", "2"], "target": {"digest": "d1", "promotion": "r1", "version": "1"}}'
+    assert decode_pin(text) == BACK
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", "null", '{"over": 3, "target": {}}', '{"over": ["a"]}'])

@@ -192,18 +192,36 @@ def test_evidence_of_another_step_does_not_count() -> None:
     assert run.state.phase == "hold"
 
 
-@pytest.mark.parametrize("event", [wants(THREE), wants(ONE), RollbackAsked("r")])
-def test_a_trial_is_superseded_at_once(event: object) -> None:
+@pytest.mark.parametrize(
+    ("event", "result", "step"),
+    [
+        (wants(THREE), "superseded", "trial"),
+        (wants(ONE), "superseded", "trial"),
+        (RollbackAsked("r"), "rejected", "rollback"),
+    ],
+)
+def test_a_trial_ends_at_once(event: object, result: str, step: str) -> None:
     """A newer promotion, one of what serves, or a rollback: the attempt is aborted and every replica drops it."""
     run, _ = on_trial("a")
     run.tried("a", stage=1, evidence=GOOD)
     effects = run.feed(event)  # type: ignore[arg-type]
     assert Decide(5, "ABORT") in effects
     audit = next(effect for effect in effects if isinstance(effect, Audit))
-    assert (audit.result, audit.failure.step) == ("superseded", "trial")
+    assert (audit.result, audit.failure.step) == (result, step)
     found = told(run, "a")
     assert found is not None
     assert found.kind == "stay"
+
+
+def test_a_rollback_during_a_trial_takes_back_what_is_tried() -> None:
+    """What serves goes on serving everybody, no pin is made, and no reading of the alias begins the trial anew."""
+    run, attempt = on_trial("a")
+    serving = run.state.committed
+    effects = run.feed(RollbackAsked("r"))
+    assert not any(isinstance(effect, SavePin) for effect in effects)
+    run.feed(Decided(attempt.generation, "ABORT"))
+    run.feed(Tick())
+    assert (run.state.phase, run.state.committed, run.state.pin) == ("idle", serving, None)
 
 
 def test_a_replica_that_joins_during_a_trial_follows_once_it_has_prepared() -> None:

@@ -103,17 +103,17 @@ def test_a_form_that_answers_otherwise_is_refused(
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_form_that_cannot_be_compiled_changes_nothing(session: OpenVinoSession, *, alone: bool) -> None:
     """The failure is a BackendError, and images of the shape are answered as before; later it may succeed."""
-    before, requests = session.infer(IMAGE, 0), session._requests
+    before, compile_one = session.infer(IMAGE, 0), session._compile
 
-    def fail(*_: object, **__: object) -> list:
+    def fail(*_: object) -> None:
         msg = "no memory"
         raise RuntimeError(msg)
 
-    session._requests = fail
+    session._compile = fail
     with pytest.raises(BackendError, match="64 x 96"):
         session.warm(SHAPE, alone=alone)
     assert np.array_equal(session.infer(IMAGE, 0, alone=alone), before)
-    session._requests = requests
+    session._compile = compile_one
     assert session.warm(SHAPE, alone=alone)
 
 
@@ -198,13 +198,13 @@ def test_closing_while_calls_run(session: OpenVinoSession) -> None:
 @pytest.mark.parametrize("alone", [False, True])
 def test_closing_while_a_form_is_made(session: OpenVinoSession, *, alone: bool) -> None:
     """Neither a form that is compiled, nor one that is about to be, stays behind or fails unforeseen."""
-    requests = session._requests
+    compile_one = session._compile
 
-    def close_first(*arguments: object, **options: object) -> list:
+    def close_first(*arguments: object) -> Any:
         session.close()
-        return requests(*arguments, **options)
+        return compile_one(*arguments)
 
-    session._requests = close_first
+    session._compile = close_first
     with pytest.raises(BackendError, match="closed session"):
         session.warm(SHAPE, alone=alone)
     assert session._forms == {}

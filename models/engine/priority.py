@@ -1,0 +1,22 @@
+"""Work that may wait gives way to the threads that answer images."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from typing import Final
+
+NICENESS: Final = 5
+"""A third of the processor time of a thread that answers, where both want it; all of it where the others rest."""
+
+
+def give_way() -> None:
+    """Lower the calling thread's priority for good; threads that it starts inherit it. Idempotent.
+
+    Only Linux has priorities of threads; elsewhere, and where the system refuses, nothing changes.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
