@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "loadtest"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
 def a_round(raw: float, own: float, peer: float) -> dict[str, Any]:
