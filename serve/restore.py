@@ -147,7 +147,8 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> tup
         out.flush()
         os.fsync(out.fileno())
     # Retention goes by the age of what is cached.
-    os.utime(target, (member.mtime, member.mtime))
+    with contextlib.suppress(OverflowError, ValueError, OSError):  # an archive may claim any
+        os.utime(target, (member.mtime, member.mtime))
     return digest.hexdigest(), size
 
 

@@ -44,6 +44,22 @@ def alias_target(registered: Any) -> str | None:
     return None if version is None else str(version)
 
 
+def latest_promotion(model_tag: str | None, version_tag: str | None) -> str | None:
+    """Return the later of two promotion notes: that of the model, and that of the version which its alias names.
+
+    A promotion writes the version's, moves the alias, then writes the model's. Read in between, the version's is the
+    later one; once an alias is moved by hand, the model's is.
+    """
+
+    def moment(tag: str | None) -> str:
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            return str(json.loads(tag or "")["at"])
+        return ""
+
+    told = moment(version_tag)
+    return version_tag if told and told >= moment(model_tag) else model_tag
+
+
 def promotion_id(tag: str | None, version: str) -> str:
     """Return the id of the promotion that put ``version`` there; ``alias:<version>`` where the tag is about another."""
     with contextlib.suppress(ValueError, KeyError, TypeError):

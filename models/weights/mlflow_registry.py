@@ -121,7 +121,7 @@ class MlflowRegistry:
             except (UnknownModelError, UnknownVersionError):
                 # Deleted, perhaps between the two reads: an alias without a version names nothing.
                 return None
-            tag = registered.tags.get(PROMOTION_TAG)
+            tag = entities.latest_promotion(registered.tags.get(PROMOTION_TAG), entry.tags.get(PROMOTION_TAG))
             return Desired(
                 model=model,
                 version=version,
@@ -165,11 +165,10 @@ class MlflowRegistry:
                     shutil.move(path, destination / path.name)
 
     def promote(self, model: str, version: str, *, promotion: str, reason: str, order: Order = PLAIN) -> Desired:
-        """Point the production alias at ``version``, then write id and order. Raises UnknownVersionError."""
+        """Point the production alias at ``version``, with id and order. Raises UnknownVersionError."""
         with self._reaching() as client:
             _registered_model(client, model)
             entry = _model_version(client, model, version)
-            client.set_registered_model_alias(model, PRODUCTION, version)
             note = {
                 "id": promotion,
                 "version": version,
@@ -178,7 +177,12 @@ class MlflowRegistry:
                 "by": entities.user(),
                 "at": entities.now(),
             }
-            client.set_registered_model_tag(model, PROMOTION_TAG, json.dumps(note, sort_keys=True))
+            text = json.dumps(note, sort_keys=True)
+            # Before the alias, so that whoever reads in between knows the order: a webhook fires on the alias. On the
+            # version only: the model's note is about the version that serves until the alias moves.
+            client.set_model_version_tag(model, version, PROMOTION_TAG, text)
+            client.set_registered_model_alias(model, PRODUCTION, version)
+            client.set_registered_model_tag(model, PROMOTION_TAG, text)
             return Desired(
                 model=model,
                 version=version,

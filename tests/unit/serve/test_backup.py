@@ -272,6 +272,26 @@ def test_a_file_that_is_no_backup_is_refused(tmp_path: Path, content: bytes) -> 
         restore(tmp_path / "other", tmp_path / "new", progress=silent)
 
 
+def test_an_age_that_no_file_can_have_is_left_out(tmp_path: Path) -> None:
+    """A forged archive may claim any; its bytes are checked all the same, and nothing crashes."""
+    data = b"{}"
+    opened = json.dumps({"format": 1, "home_format": FORMAT}).encode()
+    sums = {"audit/x": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}}
+    file = tmp_path / "old.tar"
+    with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, content in (
+            ("backup.json", opened),
+            ("audit/x", data),
+            ("manifest.json", json.dumps({"files": sums}).encode()),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            member.pax_headers = {"mtime": "1e400"} if name == "audit/x" else {}
+            tar.addfile(member, io.BytesIO(content))
+    restore(file, tmp_path / "home", progress=silent)
+    assert (tmp_path / "home" / "audit" / "x").read_bytes() == data
+
+
 def head(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], Path]:
     """Return what changes a backup's first entry."""
 

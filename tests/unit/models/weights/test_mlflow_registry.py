@@ -15,6 +15,7 @@ from models.weights.mlflow_registry import MlflowRegistry, open_registry
 from models.weights.registry import DIGEST_TAG, EVALUATION_TAG, PROMOTION_TAG, SERVING_TAG, STATE_TAG
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -75,25 +76,30 @@ def test_the_ready_tag_is_written_last(registry: MlflowRegistry, folder: Path, m
 def test_a_reader_between_the_two_writes_of_a_promotion_sees_the_new_version(
     registry: MlflowRegistry, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Never the old version under a new id, which would lift its rejection; never the new one under the old id."""
+    """Under its new id and with its order, for a webhook fires in between; never the old version under the new id."""
     for digest in "ab":
         registry.create_version("order", folder, tags={DIGEST_TAG: digest}, metrics={})
     registry.promote("order", "1", promotion="p1", reason="test")
     client, seen = _client(registry), []
-    write = client.set_registered_model_tag
 
-    def look_then_write(*arguments: object) -> None:
-        seen.append(registry.desired("order"))
-        write(*arguments)
+    def watched(write: Callable[..., None]) -> Callable[..., None]:
+        def look_then_write(*arguments: object) -> None:
+            seen.append(registry.desired("order"))
+            write(*arguments)
 
-    monkeypatch.setattr(client, "set_registered_model_tag", look_then_write)
-    registry.promote("order", "2", promotion="p2", reason="test")
-    (between,) = seen
-    assert between is not None
-    assert (between.version, between.digest, between.promotion) == ("2", "b", "alias:2")
-    after = registry.desired("order")
-    assert after is not None
-    assert after.promotion == "p2"
+        return look_then_write
+
+    for name in ("set_model_version_tag", "set_registered_model_alias", "set_registered_model_tag"):
+        monkeypatch.setattr(client, name, watched(getattr(client, name)))
+    order = Order(canary=(0.05,))
+    registry.promote("order", "2", promotion="p2", reason="test", order=order)
+    seen.append(registry.desired("order"))
+    assert [(each.version, each.digest, each.promotion, each.order) for each in seen if each is not None] == [
+        ("1", "a", "p1", PLAIN),
+        ("1", "a", "p1", PLAIN),
+        ("2", "b", "p2", order),
+        ("2", "b", "p2", order),
+    ]
 
 
 def test_an_alias_moved_by_hand_is_a_promotion(registry: MlflowRegistry, folder: Path) -> None:
@@ -116,6 +122,10 @@ def test_a_promotion_tag_that_makes_no_sense_is_like_none(registry: MlflowRegist
     _client(registry).set_registered_model_tag(name, PROMOTION_TAG, tag)
     desired = registry.desired(name)
     assert desired is not None
+    assert desired.promotion == "p1", "the version's own note still stands"
+    _client(registry).set_model_version_tag(name, "1", PROMOTION_TAG, tag)
+    desired = registry.desired(name)
+    assert desired is not None
     assert desired.promotion == "alias:1"
 
 
@@ -125,7 +135,9 @@ def test_an_order_that_makes_no_sense_is_like_none(registry: MlflowRegistry, fol
     name = f"disordered{abs(hash(str(order)))}"
     registry.create_version(name, folder, tags={DIGEST_TAG: "a"}, metrics={})
     registry.promote(name, "1", promotion="p1", reason="test", order=Order(force="why"))
-    note = {"id": "p2", "version": "1"} | ({} if order is None else {"order": order})
+    note = {"id": "p2", "version": "1", "at": "9999-01-01T00:00:00.000+00:00"} | (
+        {} if order is None else {"order": order}
+    )
     _client(registry).set_registered_model_tag(name, PROMOTION_TAG, json.dumps(note))
     desired = registry.desired(name)
     assert desired is not None
