@@ -1,8 +1,9 @@
 """The batcher: whenever a lane is free it takes everything that waits and may share a batch.
 
 Pure asyncio, no wait timer: an idle engine starts the first image at once, a busy one fills the next batch by itself.
-Items of one group (equal tensor shape) share a batch; the group of the oldest item goes first. Every future ends: with
-a result, its own error, the batch's error, its deadline, or the closing of the batcher.
+Items of one group (equal tensor shape) share a batch; the group of the oldest item goes first, save one whose lane
+somebody else uses: the others pass it. Every future ends: with a result, its own error, the batch's error, its
+deadline, or the closing of the batcher.
 """
 
 from __future__ import annotations
@@ -208,6 +209,15 @@ class Batcher(Generic[JobT, ResultT, LeaseT]):
         if message is not None:
             self._fail_waiting(message)
 
+    def end_waiting(self, result: ResultT) -> None:
+        """End everything that waits with ``result``, without running it; its callers may queue it anew."""
+        now = self._clock()
+        for group in list(self._groups.values()):
+            for item in list(group.values()):
+                self._remove(item)
+                if not item.future.done():
+                    item.future.set_result((result, now - item.enqueued))
+
     async def close(self, grace_s: float) -> None:
         """End every future: what waits now, what runs after at most ``grace_s`` seconds. Idempotent."""
         self._closed = True
@@ -228,20 +238,31 @@ class Batcher(Generic[JobT, ResultT, LeaseT]):
 
     def _pump(self) -> None:
         self._pump_scheduled = False
-        while self._queued and not self._held and not self._closed:
-            # Groups and their items keep the order of arrival, so the oldest item is the first of its group.
-            group = min(self._groups, key=lambda each: next(iter(self._groups[each])))
+        while self._queued and not self._held and not self._closed and self._start_oldest():
+            pass
+
+    def _start_oldest(self) -> bool:
+        """Start a batch of the oldest group that may run now; return whether another look is worth it."""
+        # Groups and their items keep the order of arrival, so the oldest item is the first of its group.
+        for group in sorted(self._groups, key=lambda each: next(iter(self._groups[each]))):
             lease = self._lease(group)
             if lease is None:
-                return
-            if len(self._running) + (lease.reserved is not None) >= lease.plan.lanes:
+                continue
+            if len(self._running) >= lease.plan.lanes:
+                # Nobody passes a group that waits for batches: under load its turn would never come.
                 lease.end()
-                return
+                return False
+            if len(self._running) + (lease.reserved is not None) >= lease.plan.lanes:
+                # Whoever uses that lane may hang; only this group has to wait for it.
+                lease.end()
+                continue
             items = self._take(group, lease.plan.max_batch)
             if items:
                 self._start(lease, items)
             else:
                 lease.end()
+            return True
+        return False
 
     def _take(self, group: Hashable, most: int) -> list[_Item[JobT, ResultT]]:
         taken: list[_Item[JobT, ResultT]] = []

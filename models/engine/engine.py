@@ -20,7 +20,7 @@ from models.engine.admission import Door
 from models.engine.batch import Batcher, late
 from models.engine.canary import check_canary
 from models.engine.decode import MIB, DecodeLimits
-from models.engine.detect import Detecting, Encoded
+from models.engine.detect import Detecting, Encoded, geometry_of
 from models.engine.forms import Form, FormCache
 from models.engine.observe import NullObserver
 from models.engine.pace import Pace
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from models.engine.prepare import SightTest
     from models.engine.slots import Lease
     from models.evidence import Evidence
-    from models.types import Detections, Release, RequestContext
+    from models.types import Contract, Detections, Release, RequestContext
 
 MOST_LANES = 64
 CLOSE_GRACE_S = 10.0
@@ -181,18 +181,24 @@ class Engine:
         self._check_door(options, deadline)
         arrived = self._clock()
         spent_s = 0.0
+        job: Job | None = None
+        # Each further round follows a flip or a trial's next step, and the deadline ends them all.
         while True:
             candidate = self._trial.route(client_id)
             digest = "" if candidate is None else candidate.digest
             if self._decoded_by_lanes():
                 seen = await self._submit(Encoded(data, options, deadline), _Group(digest, None), deadline)
             else:
-                job = await self._decode(data, options, candidate, deadline)
-                spent_s += job.decode_s
+                contract = (candidate or self._serving()).contract
+                if job is None or job.geometry != geometry_of(contract):
+                    job = await self._decode(data, options, contract, deadline)
+                    spent_s += job.decode_s
+                    if self._trial.route(client_id) is not candidate:
+                        continue
                 seen = await self._submit(job, _Group(digest, (job.geometry, job.tensor.shape[:2])), deadline)
             if seen is not None:
                 break
-            # A flip to a release of other geometry came between: the image needs another tensor.
+            # A flip to a release of other geometry came between, or a trial's step: another may have to answer.
         decode_s = spent_s or seen.decode_s
         queue_s = self._clock() - arrived - decode_s - seen.infer_s - seen.post_s
         return Answer(
@@ -253,9 +259,8 @@ class Engine:
         active = self._slots.active
         return active is not None and active.session.plan.decodes
 
-    async def _decode(self, data: bytes, options: DetectOptions, candidate: Release | None, deadline: float) -> Job:
+    async def _decode(self, data: bytes, options: DetectOptions, contract: Contract, deadline: float) -> Job:
         self._batcher.check_open()
-        contract = (candidate or self._serving()).contract
         remaining = deadline - self._clock()
         self._decoding += 1
         try:
@@ -322,12 +327,15 @@ class Engine:
     def begin_trial(self, digest: str, generation: int, *, canary: float, shadow: float) -> None:
         """Begin a trial step of the resident release of ``digest``, or its next one, with new evidence.
 
-        From now on it answers the clients whose place is below ``canary`` (0 to 1), under ``generation``, and looks
-        unseen at the share ``shadow`` (0 to 1) of the other images. The trial lasts until ``end_trial``, ``discard`` or
-        a flip. Between two steps, and before a flip, it must not be ended: its clients would go back.
+        From now on it answers the clients whose place is below ``canary`` (0 to 1), under ``generation``, whether their
+        images are new or wait already, and looks unseen at the share ``shadow`` (0 to 1) of the other images. The trial
+        lasts until ``end_trial``, ``discard`` or a flip. Between two steps, and before a flip, it must not be ended:
+        its clients would go back.
         Raises ReleaseFaultError or ReleaseRejectedError (step ``shadow`` or ``canary``).
         """
         self._trial.begin(digest, generation, canary, shadow)
+        # What waits was routed before this step, and its client may meet the candidate elsewhere already.
+        self._batcher.end_waiting(None)
 
     def end_trial(self) -> None:
         """Let the serving release answer every client again and forget the step's evidence. Idempotent."""

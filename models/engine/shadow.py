@@ -1,7 +1,8 @@
 """The shadow: a candidate runs unseen on images that the serving version has answered, when there is time to spare.
 
-One image at a time, on a thread of its own, and only while a worker is idle and nothing waits: a live image never waits
-for a lane because of it. Two images may wait for such a moment; whatever comes meanwhile is dropped, not queued.
+One image at a time, on a thread of its own, and only while a worker is idle and nothing waits: an image of the serving
+version never waits for a lane because of it, one of the canary at most for the shadow that runs. Two images may wait
+for such a moment; whatever comes meanwhile is dropped, not queued.
 """
 
 from __future__ import annotations

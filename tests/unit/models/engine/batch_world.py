@@ -64,6 +64,7 @@ class World:
     started_while_held: int = 0
     told_wrongly_alone: int = 0
     reserved: int | None = None
+    reserved_for: Any = None
     leased_for: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -85,7 +86,8 @@ class World:
             return None
         self.leases += 1
         self.leased_for.append(group)
-        return FakeLease(self.plan, self, reserved=self.reserved)
+        reserved = self.reserved if self.reserved_for in {None, group} else None
+        return FakeLease(self.plan, self, reserved=reserved)
 
     def started(self, lease: FakeLease, size: int, queued: int) -> None:
         """Look at the batcher as a batch starts."""

@@ -333,3 +333,33 @@ def test_too_few_results_are_a_backend_error(virtual_loop: type) -> None:
             await world.batcher.submit((0, "good"), "g", NEVER)
 
     play(virtual_loop, scene)
+
+
+def test_what_waits_can_be_ended_without_running(virtual_loop: type) -> None:
+    """Every waiting caller gets the result and how long it waited, in order; what runs goes on, what comes queues."""
+
+    async def scene() -> None:
+        world = World(plan=Plan(1, 1), service_s=1.0)
+        ended: list[int] = []
+
+        async def ask(number: int) -> tuple[object, float]:
+            answer = await world.batcher.submit((number, "good"), number % 2, NEVER)
+            ended.append(number)
+            return answer
+
+        tasks = [asyncio.create_task(ask(0))]
+        await settle()
+        tasks += [asyncio.create_task(ask(number)) for number in (1, 3, 2)]
+        await asyncio.sleep(0.5)
+        tasks[-1].cancel()
+        world.batcher.end_waiting("anew")
+        assert (world.batcher.queued, world.batcher.running) == (0, 1)
+        await settle()
+        assert ended == [1, 3]
+        assert [task.result() for task in tasks[1:3]] == [("anew", 0.5)] * 2
+        assert tasks[3].cancelled()
+        assert (await tasks[0])[0] == ("seen", (0, "good"))
+        assert (await ask(4))[0] == ("seen", (4, "good"))
+        assert [batch[0][0] for batch in world.batches] == [0, 4]
+
+    play(virtual_loop, scene)

@@ -260,3 +260,55 @@ def test_each_group_is_leased_for_itself(virtual_loop: type) -> None:
         assert world.leased_for[-1] == "new"
 
     play(virtual_loop, scene)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_group_whose_lane_is_reserved_holds_up_no_other(virtual_loop: type, lanes: int) -> None:
+    """The others pass it however long that lasts; it is the first to go when its lane is given back."""
+
+    async def scene() -> None:
+        world = World(plan=Plan(lanes, 1), service_s=CALL_S, reserved=0, reserved_for="new")
+        groups = ["old"] * (lanes - 1) + ["new", "old", "old"]
+        tasks = [
+            asyncio.create_task(world.batcher.submit((number, group), group, NEVER))
+            for number, group in enumerate(groups)
+        ]
+        # With two lanes the new group finds one reserved and the other taken.
+        await settle()
+        waiting = tasks.pop(groups.index("new"))
+        await asyncio.gather(*tasks[:lanes])
+        assert not waiting.done()
+        world.reserved = None
+        world.batcher.lane_freed()
+        later = asyncio.create_task(world.batcher.submit((9, "old"), "old", NEVER))
+        await asyncio.gather(*tasks, waiting, later)
+        ran = [batch[0] for batch in world.batches]
+        assert ran.index((groups.index("new"), "new")) < ran.index((9, "old"))
+        assert (world.leases, world.batcher.queued) == (0, 0)
+
+    play(virtual_loop, scene)
+
+
+def test_no_group_passes_one_that_waits_for_batches(virtual_loop: type) -> None:
+    """A plan of more lanes does not let younger images go first: the older group's turn would never come."""
+
+    async def scene() -> None:
+        world = World(plan=Plan(1, 1), service_s=CALL_S)
+        first = send(world, 0)
+        await settle()
+        older = send(world, 1)
+        await settle()
+        lease = world.lease
+        plans = {"g": Plan(1, 1), "wide": Plan(4, 1)}
+
+        def lease_of_group(group: object) -> object:
+            world.plan = plans[str(group)]
+            return lease(group)
+
+        world.batcher._lease = lease_of_group
+        younger = asyncio.create_task(world.batcher.submit((2, "good"), "wide", NEVER))
+        await asyncio.gather(first, older, younger)
+        assert [batch[0][0] for batch in world.batches] == [0, 1, 2]
+        assert world.leases == 0
+
+    play(virtual_loop, scene)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from engine_scenes import CONTEXT, PLAIN, equal, expected, png, serve
+from engine_scenes import CONTEXT, PLAIN, equal, expected, png, queue_of, serve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 A, B = "a" * 64, "b" * 64
 CLIENTS = [f"till-{number}" for number in range(40)]
+CHOSEN = next(client for client in CLIENTS if place(client, B) < 0.5)
+OTHER = next(client for client in CLIENTS if place(client, B) >= 0.5)
 
 
 def by(client_id: str | None) -> RequestContext:
@@ -70,9 +72,12 @@ class ShadowGate:
         """Start open."""
         self.open, self.reached = threading.Event(), threading.Event()
         self.open.set()
+        self.calls: list[str] = []
 
     def __call__(self, seconds: float) -> None:
-        """Wait if this is the shadow."""
+        """Remember whose thread this is; wait if it is the shadow's."""
+        if seconds:
+            self.calls.append(threading.current_thread().name.partition("_")[0])
         if seconds and threading.current_thread().name.startswith("shadow"):
             self.reached.set()
             assert self.open.wait(20)
@@ -159,6 +164,83 @@ async def test_no_client_goes_back(way: Callable, make_release: Callable[..., Re
     assert all(generations == sorted(generations) and generations[-1] == 2 for generations in seen.values())
 
 
+async def test_no_client_goes_back_from_one_replica_to_another(
+    way: Callable, make_release: Callable[..., Release]
+) -> None:
+    """Whoever met the candidate on a replica where the step has begun waits on one that is held, and meets it again."""
+    async with Engine(FakeBackend(plan=way(2, 4))) as first, Engine(FakeBackend(plan=way(2, 4))) as second:
+        for engine in (first, second):
+            await beside(engine, make_release)
+            engine.hold()
+        first.begin_trial(B, 2, canary=0.5, shadow=0.0)
+        first.resume()
+        assert (await first.detect(png(0), PLAIN, by(CHOSEN))).generation == 2
+        asking = [asyncio.create_task(second.detect(png(0), PLAIN, by(client))) for client in (CHOSEN, OTHER)]
+        await queue_of(second, 2)
+        second.begin_trial(B, 2, canary=0.5, shadow=0.0)
+        second.resume()
+        assert [answer.generation for answer in await asyncio.gather(*asking)] == [2, 1]
+
+
+@pytest.mark.parametrize(("imgsz", "times"), [(64, 1), (96, 2)])
+@pytest.mark.parametrize("while_decoding", [False, True])
+async def test_a_step_that_begins_meanwhile_decides_who_answers(
+    make_release: Callable[..., Release],
+    monkeypatch: pytest.MonkeyPatch,
+    imgsz: int,
+    times: int,
+    *,
+    while_decoding: bool,
+) -> None:
+    """Be the image in the queue or still decoded; it is decoded again only for a network of another geometry."""
+    async with Engine(FakeBackend()) as engine:
+        _, new = await beside(engine, make_release, imgsz=imgsz)
+        make_job = engine._detecting.make_job
+        entered, leave = threading.Event(), threading.Event()
+        decoded = []
+
+        def decode(*arguments: object) -> object:
+            decoded.append(arguments)
+            entered.set()
+            assert leave.wait(20)
+            return make_job(*arguments)
+
+        monkeypatch.setattr(engine._detecting, "make_job", decode)
+        engine.hold()
+        asking = asyncio.create_task(engine.detect(png(0), PLAIN, by(CHOSEN)))
+        assert await asyncio.to_thread(entered.wait, 20)
+        if not while_decoding:
+            leave.set()
+            await queue_of(engine, 1)
+        engine.begin_trial(B, 2, canary=0.5, shadow=0.0)
+        leave.set()
+        engine.resume()
+        answer = await asking
+        assert (answer.generation, len(decoded)) == (2, times)
+        assert equal(answer.detections, expected(new, png(0)))
+
+
+async def test_an_image_that_waits_over_many_steps_keeps_its_deadline(
+    way: Callable, make_release: Callable[..., Release]
+) -> None:
+    """However often it is routed anew, its time runs out where it said."""
+    now = 0.0
+    async with Engine(FakeBackend(plan=way(1, 1)), clock=lambda: now) as engine:
+        await beside(engine, make_release)
+        engine.hold()
+        asking = asyncio.create_task(engine.detect(png(0), PLAIN, RequestContext("test", 100.0, client_id=CHOSEN)))
+        await queue_of(engine, 1)
+        for share in (0.5, 0.1, 0.6):
+            engine.begin_trial(B, 2, canary=share, shadow=0.0)
+            assert engine.queued == 0
+            await queue_of(engine, 1)
+        now = 100.0
+        engine.begin_trial(B, 2, canary=0.7, shadow=0.0)
+        with pytest.raises(DeadlineExceededError):
+            await asking
+        assert engine.queued == 0
+
+
 @pytest.mark.parametrize("end", ["end_trial", "discard", "replaced"])
 async def test_an_ended_trial_answers_nobody(way: Callable, make_release: Callable[..., Release], end: str) -> None:
     """However it ends, at once every client is answered by what serves."""
@@ -226,6 +308,34 @@ async def test_no_live_image_waits_for_a_shadow(way: Callable, make_release: Cal
         assert engine.evidence().pairs.dropped == 7
         gate.open.set()
         await until(lambda: engine.evidence().pairs.images == 3)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+async def test_a_hung_shadow_stops_only_its_own_version(
+    way: Callable, make_release: Callable[..., Release], lanes: int
+) -> None:
+    """A client of the canary may wait for it, everybody else is answered; then the client goes before other shadows."""
+    gate = ShadowGate()
+    backend = FakeBackend(0.001, plan=way(lanes, 4), sleep=gate)
+    async with Engine(backend) as engine:
+        await beside(engine, make_release)
+        engine.begin_trial(B, 2, canary=0.5, shadow=1.0)
+        gate.open.clear()
+        gate.calls.clear()
+        await engine.detect(png(0), PLAIN, by(OTHER))
+        assert await asyncio.to_thread(gate.reached.wait, 20)
+        chosen = asyncio.create_task(engine.detect(png(0), PLAIN, by(CHOSEN)))
+        if lanes == 1:
+            await queue_of(engine, 1)
+        else:
+            assert (await chosen).generation == 2
+        for _ in range(3):
+            answer = await asyncio.wait_for(engine.detect(png(0), PLAIN, by(OTHER)), 10.0)
+            assert answer.generation == 1
+        assert chosen.done() == (lanes == 2)
+        gate.open.set()
+        assert (await chosen).generation == 2
+        assert gate.calls[:6] == ["lane", "shadow", "lane", "lane", "lane", "lane"]
 
 
 async def test_a_flip_during_a_shadow_gives_its_lane_to_one_at_a_time(
