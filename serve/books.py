@@ -54,7 +54,7 @@ class Books:
         self._saving: set[asyncio.Task[None]] = set()
 
     def save(self) -> None:
-        """Begin to write the durable record of what is committed and pinned now."""
+        """Begin to write the durable record of what is committed, pinned and refused for good now."""
         task = asyncio.create_task(self._save())
         self._saving.add(task)
         task.add_done_callback(self._saving.discard)
@@ -119,6 +119,7 @@ class Books:
                 previous_digest=previous.digest if previous else None,
                 pin=policy.encode_pin(state.pin),
                 promotion=target.promotion,
+                rejections=policy.encode_rejections(state.rejections),
             )
             try:
                 await self._in_thread(self._store.save, record)
@@ -150,7 +151,8 @@ def recovered(incarnation: int, recovery: Recovery, record: Committed | None) ->
     event = Recovered(incarnation, recovery)
     if record is None:
         return event
-    event = replace(event, pin=policy.decode_pin(record.pin))
+    rejections = policy.decode_rejections(record.rejections)
+    event = replace(event, pin=policy.decode_pin(record.pin), rejections=rejections)
     if recovery.committed is not None:
         return event
     # The cluster is new and the service is not: what it served last comes first.

@@ -166,3 +166,5 @@ class Effects:
         why = f"{failure.step}: {failure.reason}"
         _log.warning("version %s of %s was %s: %s", target.version, self._model, effect.result, why)
         self._books.write("roll", choice.serving(self._now()), target, result=effect.result, reason=why)
+        if failure.permanent:
+            self._books.save()

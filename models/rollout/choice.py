@@ -47,6 +47,18 @@ def order_of(state: State, target: Target) -> Order:
     return desired.order
 
 
+def accepted_order(state: State) -> Order | None:
+    """Return what the promotion of the committed version asked for, None where nobody can tell any more.
+
+    An actor that came after its commit reads it with the alias, as long as that still names this promotion.
+    """
+    if state.accepted is not None or state.committed is None or state.desired is None:
+        return state.accepted
+    desired = state.desired
+    named = Target(desired.version, desired.digest, desired.promotion) == state.committed.target
+    return desired.order if named else None
+
+
 def next_step(state: State) -> TrialStep | None:
     """Return the trial step that comes next, None where the commit does. The first version ever is not tried."""
     if state.committed is None or state.attempt is None or state.attempt.rollback:

@@ -130,6 +130,7 @@ def _recovered(state: State, event: Recovered, now: float) -> State:
         restored=event.restored,
         restored_previous=event.restored_previous,
         pin=event.pin,
+        rejections=event.rejections,
         # Members tell what they have seen only for a while after their flip, however late this life begins.
         probation=now if found.committed is not None and proving.on_probation(state, found.committed) else None,
     )
@@ -218,7 +219,9 @@ def _committed(state: State, now: float) -> Step:
         state, arrived = _arrived(state, pin)
         effects += arrived
     watched = state.committed is not None and proving.on_probation(state, attempt)
-    state = endings.idle(replace(state, probation=now if watched else None, retiring=serving(state)), now, note="")
+    accepted = state.order if state.last == attempt.target else None
+    state = replace(state, probation=now if watched else None, lost=0, accepted=accepted, retiring=serving(state))
+    state = endings.idle(state, now, note="")
     return replace(
         state,
         committed=attempt,

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from models.rollout.order import Order
     from models.rollout.policy import Pin
 
-Passed = Literal["desired", "fetched", "judged", "prepared", "shadow", "canary", "retired", "proven"]
-"""retired: it served before and answers nowhere any more. proven: its probation is over."""
+Passed = Literal["desired", "fetched", "judged", "prepared", "shadow", "canary", "retired", "proven", "unproven"]
+"""retired: it served before and answers nowhere any more. proven: its probation is over. unproven: it is over, too, and
+no image was answered meanwhile."""
 Ended = Literal["rejected", "aborted", "superseded", "rolled back"]
 
 

@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from models.rollout.gates import Verdict as GateVerdict
     from models.rollout.ledger import ClaimOutcome, Recovery, Verdict
     from models.rollout.messages import Attempt, Failure, Report, Target
-    from models.rollout.policy import Pin
+    from models.rollout.policy import Pin, Rejection
     from models.weights.registry import Desired
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """The ledger and the durable record were read; this life has ``incarnation``."""
+    """The ledger and the durable record were read; this life has ``incarnation``. rejections: made for good before."""
 
     incarnation: int
     recovery: Recovery
@@ -23,6 +23,7 @@ class Recovered:
     restored_previous: Target | None = None
     restored_generation: int = 0
     pin: Pin | None = None
+    rejections: tuple[Rejection, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

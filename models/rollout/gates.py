@@ -125,13 +125,13 @@ def latency_gate(serving_ms: float | None, candidate_ms: float | None, order: Or
 
     Args:
         serving_ms: median time of a golden image in the version that serves (milliseconds); None where none was
-            measured, which passes.
+            measured, which passes and is told.
         candidate_ms: the same of the candidate, on the same images in the same process.
         order: of the promotion; ``force`` waives the gate.
         factor: >= 1.
     """
     if serving_ms is None or candidate_ms is None:
-        return Verdict("latency", passed=True, reason="not measured: there is no serving version to compare with")
+        return Verdict("latency", passed=True, reason="not measured: no replica timed both versions on a golden image")
     measured = {"candidate_ms": candidate_ms, "serving_ms": serving_ms, "factor": factor}
     told = f"{candidate_ms:.1f} ms a golden image against {serving_ms:.1f} ms of the serving version"
     if candidate_ms <= serving_ms * factor:

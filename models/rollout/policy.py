@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.rollout.messages import Failure, Target
 from models.weights.registry import READY
@@ -149,3 +149,25 @@ def decode_pin(text: str | None) -> Pin | None:
         return Pin(Target(**raw["target"]), (str(promotion), str(version)), bool(raw.get("passing", False)))
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def encode_rejections(rejections: Sequence[Rejection]) -> str | None:
+    """Return what was refused for good as JSON for the durable record, None for nothing; what passes is left out."""
+    lasting = [{"target": asdict(r.target), "failure": asdict(r.failure)} for r in rejections if r.retry_at is None]
+    return json.dumps(lasting, sort_keys=True) if lasting else None
+
+
+def decode_rejections(text: str | None) -> tuple[Rejection, ...]:
+    """Return what ``encode_rejections`` wrote, the newest MAX_REJECTIONS of it; nothing for text that it did not."""
+    if text is None:
+        return ()
+    try:
+        return tuple(_rejection(raw) for raw in json.loads(text))[-MAX_REJECTIONS:]
+    except (KeyError, TypeError, ValueError):
+        return ()
+
+
+def _rejection(raw: Any) -> Rejection:
+    failure = raw["failure"]
+    reason = Failure(str(failure["step"]), str(failure["reason"]), permanent=True)
+    return Rejection(Target(**raw["target"]), reason, retry_at=None)

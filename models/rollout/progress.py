@@ -27,7 +27,9 @@ def advance(state: State, now: float) -> Step:
     for replica, view in state.members.items():
         if view.died_at is not None and now >= view.died_at + state.timing.death_margin_s:
             buried, effects = members.without(state, replica)
-            return replace(buried, deaths=state.deaths + _died_trying(state, view)), effects
+            trying = _died_trying(state, view)
+            lost = state.lost + (not trying and _died_on_probation(state, view))
+            return replace(buried, deaths=state.deaths + trying, lost=lost), effects
     for look in (proving.retired, lambda state: proving.watch(state, now)):
         moved, effects = look(state)
         if moved is not state:
@@ -56,6 +58,12 @@ def _died_trying(state: State, view: View) -> bool:
     if state.attempt is None or view.report is None or view.report.attempt != state.attempt.key:
         return False
     return view.report.phase == "preparing" or view.report.trial > 0
+
+
+def _died_on_probation(state: State, view: View) -> bool:
+    if state.probation is None or state.committed is None or view.report is None:
+        return False
+    return view.report.generation == state.committed.generation
 
 
 def _begin(state: State, now: float) -> Step:
@@ -140,11 +148,14 @@ def _prepared(state: State, ready: Sequence[Report], now: float) -> Step:
 
 
 def _timed(state: State, ready: Sequence[Report]) -> State:
-    """Return the state with the verdict of the latency gate, over the replica whose ratio is the median."""
-    pairs = sorted((r.golden_ms for r in ready if r.golden_ms is not None), key=lambda pair: pair[0] / pair[1])
-    if not pairs or state.attempt is None or state.attempt.rollback:
+    """Return the state with the verdict of the latency gate, over the replica whose ratio is the median.
+
+    Where no replica could measure, the verdict says so.
+    """
+    if state.attempt is None or state.attempt.rollback:
         return state
-    ours, theirs = pairs[(len(pairs) - 1) // 2]
+    pairs = sorted((r.golden_ms for r in ready if r.golden_ms is not None), key=lambda pair: pair[0] / pair[1])
+    ours, theirs = pairs[(len(pairs) - 1) // 2] if pairs else (None, None)
     verdict = latency_gate(theirs, ours, state.order, factor=state.timing.latency_factor)
     others = tuple(each for each in state.verdicts if each.gate != verdict.gate)
     return replace(state, verdicts=(*others, verdict))

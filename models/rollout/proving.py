@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from models.evidence import Evidence, merge
 from models.rollout import endings, policy, probation, trial
-from models.rollout.choice import reports, serving, step_under_way
+from models.rollout.choice import accepted_order, reports, serving, step_under_way
 from models.rollout.evidence import measured
 from models.rollout.messages import Failure, Target
 from models.rollout.state import Audit, Note, SavePin
@@ -89,14 +89,14 @@ def watch(state: State, now: float) -> Step:
     elapsed_s = now - state.probation
     if state.pin is not None:
         return state, ()
-    if probation.passed(elapsed_s, limits):
-        _, since = evidence_of_probation(state)
-        note = Note(committed.target, "proven", f"nothing spoke against it in {elapsed_s:.0f} s", measured(since))
-        return replace(state, probation=None), (note,)
-    if now - state.watched < state.timing.judge_every_s:
-        return state, ()
-    state = replace(state, watched=now)
-    reason = probation.judge(*evidence_of_probation(state), elapsed_s, limits)
+    reason = None
+    if state.lost >= state.timing.max_deaths:
+        reason = f"{state.lost} replicas died while they answered with it"
+    elif probation.passed(elapsed_s, limits):
+        return replace(state, probation=None), (_outlived(state, committed.target, elapsed_s),)
+    elif now - state.watched >= state.timing.judge_every_s:
+        state = replace(state, watched=now)
+        reason = probation.judge(*evidence_of_probation(state), elapsed_s, limits, accepted_order(state))
     if reason is None:
         return state, ()
     failure = Failure("probation", reason, permanent=True)
@@ -108,6 +108,14 @@ def watch(state: State, now: float) -> Step:
         state = replace(state, pin=replace(state.pin, passing=True))
         effects = (SavePin(state.pin),)
     return replace(state, note=reason), (Audit(committed.target, "rolled back", failure), *effects)
+
+
+def _outlived(state: State, target: Target, elapsed_s: float) -> Note:
+    _, since = evidence_of_probation(state)
+    if since.serving.images:
+        return Note(target, "proven", f"nothing spoke against it in {elapsed_s:.0f} s", measured(since))
+    told = f"nothing was seen of it in {elapsed_s:.0f} s: no replica tells of an image that it answered"
+    return Note(target, "unproven", told, measured(since))
 
 
 def pin_back(state: State, promotion: str) -> Step:

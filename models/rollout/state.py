@@ -149,7 +149,8 @@ class State:
     that ended well, which another attempt need not repeat.
     stage: number of the trial step that the members run in this attempt, 0 for none. begun: when all of them did.
     judged, watched: last look at the evidence of the trial and of the probation.
-    probation: since when the committed version is on probation, None where it is not.
+    probation: since when the committed version is on probation, None where it is not. lost: members that died meanwhile
+    while they answered with it. accepted: what its promotion asked for, None where this life did not commit it.
     retiring: what served before the last commit, until no member answers with it any more.
     """
 
@@ -183,6 +184,8 @@ class State:
     judged: float = float("-inf")
     watched: float = float("-inf")
     probation: float | None = None
+    lost: int = 0
+    accepted: Order | None = None
     retiring: Target | None = None
     not_before: float = 0.0
     note: str = ""

@@ -136,6 +136,7 @@ class Committed:
     """What the fleet committed last for one model: enough to start without the registry.
 
     pin: version that stands against the registry's alias after a rollback whose alias move failed, else None.
+    rejections: versions that were refused for good, as JSON, else None; records of earlier releases lack it.
     """
 
     model: str
@@ -146,6 +147,7 @@ class Committed:
     previous_digest: str | None = None
     pin: str | None = None
     promotion: str | None = None
+    rejections: str | None = None
 
 
 class CommittedStore:

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from models.rollout import answers, coordinator, ledger, state
-from models.rollout.fake_fleet.world import MODEL, WEAK
+from models.rollout import answers, coordinator, ledger, policy, state
+from models.rollout.fake_fleet.world import MODEL, WEAK, ViolationError
 from models.rollout.gates import Verdict
 from models.rollout.messages import Failure, Join
 from models.weights.registry import Desired
 
 if TYPE_CHECKING:
-    from models.rollout import policy
     from models.rollout.fake_fleet.world import World
     from models.rollout.messages import Target
 
@@ -50,7 +49,9 @@ class FakeActor:
         if "members_from_polls" in self._world.flaws:
             found = replace(found, members=frozenset())
         self.recovered = True
-        return state.Recovered(incarnation, found, pin=self._world.stored_pin)
+        stored = None if "forgotten_refusals" in self._world.flaws else self._world.stored_rejections
+        rejections = policy.decode_rejections(stored)
+        return state.Recovered(incarnation, found, pin=self._world.stored_pin, rejections=rejections)
 
     def work(self) -> None:
         """Perform one ledger operation of the program at the head of the queue."""
@@ -129,6 +130,9 @@ class FakeActor:
         world = self._world
         match effect:
             case state.Fetch(target):
+                if self is world.actor and target in world.taken_back:
+                    msg = f"{target.digest} is tried again, which was refused for good"
+                    raise ViolationError(msg)
                 self.fetching = target
             case state.Judge(target):
                 self.judging = target
@@ -153,8 +157,8 @@ class FakeActor:
                 self.queue.append((ledger.sweep(MODEL, attempt.generation), lambda _: None))
             case state.Audit(target, result, failure):
                 world.events[f"{result} in {failure.step}"] += 1
-                if result == "rolled back":
-                    world.taken_back.add(target)
+                if failure.permanent and self.state.committed is not None:
+                    self._refused(target)
             case state.Note(_, result):
                 world.events[result] += 1
             case state.SavePin(pin):
@@ -165,6 +169,12 @@ class FakeActor:
                 world.events["deposed"] += 1
                 if self is world.earlier:
                     world.earlier = None
+
+    def _refused(self, target: Target) -> None:
+        world = self._world
+        world.stored_rejections = policy.encode_rejections(self.state.rejections)
+        if self is world.actor:
+            world.taken_back.add(target)
 
     def _answer(self) -> None:
         """Answer every open poll and every starting replica that there is something to say to."""

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from models.rollout.fake_fleet.world import World
 
 
-JUDGES = ("quality", "shadow", "canary")
-"""Steps at which a version that every replica can load is refused for good: by its nature, or for want of traffic."""
+JUDGES = ("load", "quality", "shadow", "canary", "rollback", "probation")
+"""Steps at which a version that replicas can load is refused for good: by its nature, by somebody, for deaths (which is
+all that is final in loading it), or for want of traffic."""
 
 
 def check(world: World) -> None:
@@ -48,7 +49,7 @@ def converged(world: World) -> bool:
     action = choice.choose(actor.state, world.now)
     refused = isinstance(action, policy.Refuse) and action.failure.permanent
     judged = isinstance(action, policy.Refuse) and action.failure.step in JUDGES
-    unlucky = refused and (actor.state.deaths >= world.timing.max_deaths or judged)
+    unlucky = refused and judged
     if actor.state.phase != "idle" or actor.state.committed is None:
         # With nothing ever committed and only bad or deadly versions desired, refusing is all there is to do.
         bad = world.alias.digest in BAD and bool(actor.state.rejections)

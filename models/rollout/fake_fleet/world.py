@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MODEL = "m"
 FLAWS = (
     "no_hold", "decide_alone", "no_death_margin", "members_from_polls", "admit_any_time", "no_fence",
-    "canary_without_hold", "endless_trial", "blind_judge", "no_gate",
+    "canary_without_hold", "endless_trial", "blind_judge", "no_gate", "forgotten_refusals",
 )  # fmt: skip
 """Rules of the protocol that a fleet can be told to break, to prove that the checks would notice."""
 FIRST_GOOD = Target("1", "d1", "p1")
@@ -47,7 +47,7 @@ class World:
     Attributes: commits is digest by generation; observed, the highest generation that a client has seen; mail holds
     (kind, replica, payload) in the order sent; actor is the life in charge and earlier one that still runs beside it.
     orders is by promotion id; begun, when a trial step of a target first began on a replica; taken_back, the targets
-    that probation has ended.
+    that were refused for good after the first commit.
     """
 
     def __init__(self, choose: Chooser, flaws: frozenset[str]) -> None:
@@ -62,6 +62,7 @@ class World:
         self.mail: list[tuple[str, str, Any]] = []
         self.alias = Desired(MODEL, FIRST_GOOD.version, FIRST_GOOD.digest, "ready", FIRST_GOOD.promotion)
         self.stored_pin: policy.Pin | None = None
+        self.stored_rejections: str | None = None
         margin = 0.0 if "no_death_margin" in flaws else 1.0
         self.timing = state.Timing(
             prepare_timeout_s=20.0,
@@ -111,7 +112,7 @@ class World:
             msg = f"I3: generation {generation} commits {digest}, which fails"
             raise ViolationError(msg)
         if target in self.taken_back:
-            msg = f"generation {generation} commits {digest} again, which probation had ended"
+            msg = f"generation {generation} commits {digest}, which was refused for good"
             raise ViolationError(msg)
         if attempt.previous is not None and not attempt.rollback:
             self._judged(attempt.target)

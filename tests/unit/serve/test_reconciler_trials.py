@@ -11,6 +11,7 @@ from rollout_world import MODEL
 
 from models.errors import ReleaseRejectedError
 from models.evidence import Evidence, Pairs, Tally
+from models.rollout.ledger import FakeLedger
 from models.rollout.order import Order
 from models.rollout.probation import ProbationLimits
 from models.rollout.state import Timing
@@ -80,7 +81,7 @@ def test_a_worse_version_is_stopped_by_its_evaluation_unless_it_is_forced(fleet:
         judged = next(e for e in fleet.audit() if e["result"] == "judged" and e["to"]["version"] == "2")
         assert "waived (the old one must go)" in judged["reason"]
         assert judged["measured"]["quality_candidate"] == 0.5
-        assert [v["waived"] for v in fleet.actor.status()["verdicts"]] == [False, True]
+        assert [v["waived"] for v in fleet.actor.status()["verdicts"] if v["gate"] != "latency"] == [False, True]
         await fleet.crash()
 
     run(story())
@@ -289,6 +290,36 @@ def test_a_version_that_behaves_is_proven_after_its_probation(fleet: Fleet) -> N
         await fleet.until(fleet.all_on("2"))
         await fleet.until(lambda: fleet.actor.status()["state"] == "serving")
         await fleet.until(lambda: _results(fleet, "2")[-1] == "proven")  # the books are written behind
+        await fleet.crash()
+
+    run(story())
+
+
+def test_what_was_refused_for_good_stays_refused_when_the_actor_restarts(fleet: Fleet) -> None:
+    """Neither a new life nor a new cluster tries it again; a promotion does."""
+
+    async def story() -> None:
+        await _serving(fleet, "a")
+        _show(fleet, "2", FAILING)
+        await fleet.actor.promote("2", "", "x", Order(shadow_s=5.0))
+        await fleet.until(lambda: fleet.actor.status()["state"] == "rejected")
+        told = _rejected(fleet)
+        for cluster in ("the same", "new"):
+            await fleet.crash()
+            if cluster == "new":
+                await fleet.kill("a")
+                fleet.ledger = FakeLedger()
+            await fleet.begin()
+            if cluster == "new":
+                await fleet.start("b")
+            await asyncio.sleep(30.0)
+            assert fleet.all_on("1")()
+            assert _rejected(fleet) == told
+        assert _results(fleet, "2").count("shadow") == 0
+        assert _results(fleet, "2").count("rejected") == 1
+        fleet.engines["b"].seen.clear()
+        await fleet.actor.promote("2", "", "x")
+        await fleet.until(fleet.all_on("2"))
         await fleet.crash()
 
     run(story())

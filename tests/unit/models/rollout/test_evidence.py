@@ -17,7 +17,7 @@ from models.rollout.evidence import (
     lower_bound,
     measured,
     more_errors,
-    score_distance,
+    score_fall,
     slower,
 )
 
@@ -111,21 +111,23 @@ def test_a_slow_tail_counts_once_it_is_clear(before: Tally, after: Tally, breach
 
 
 @given(one=SCORES, other=SCORES)
-def test_the_distance_is_a_distance(one: tuple[int, ...], other: tuple[int, ...]) -> None:
-    """It is symmetric, between 0 and 1, 0 to itself, and does not mind how many values there are."""
-    distance = score_distance(one, other)
-    assert 0.0 <= distance <= 1.0
-    assert distance == pytest.approx(score_distance(other, one))
-    assert score_distance(one, one) == pytest.approx(0.0, abs=1e-7)
-    assert score_distance(tuple(3 * count for count in one), other) == pytest.approx(distance, abs=1e-6)
+def test_a_fall_is_a_share_that_knows_its_direction(one: tuple[int, ...], other: tuple[int, ...]) -> None:
+    """It lies in 0 to 1, does not depend on how much was seen, and falls less rises are the difference of the means."""
+    assume(sum(one) and sum(other))
+    fall, rise = score_fall(one, other), score_fall(other, one)
+    assert 0.0 <= fall <= 1.0
+    assert score_fall(one, one) == pytest.approx(0.0, abs=1e-9)
+    assert score_fall(tuple(3 * count for count in one), other) == pytest.approx(fall, abs=1e-9)
+    means = [sum(place * count for place, count in enumerate(each)) / sum(each) / SCORE_BINS for each in (one, other)]
+    assert fall - rise == pytest.approx(means[0] - means[1], abs=1e-9)
 
 
-def test_the_distance_of_known_histograms() -> None:
-    """Disjoint ones are 1 apart, and (1/2, 1/2) is 0.558 from (1, 0), by hand."""
-    assert score_distance((5, 0), (0, 9)) == 1.0
-    by_hand = math.sqrt(0.5 * (1 * math.log2(1 / 0.75) + 0.5 * math.log2(0.5 / 0.75) + 0.5 * math.log2(0.5 / 0.25)))
-    assert score_distance((1, 1), (7, 0)) == pytest.approx(by_hand)
-    assert by_hand == pytest.approx(0.558, abs=1e-3)
+def test_the_fall_of_known_histograms() -> None:
+    """Half of the mass down one bin of two is a quarter; the way up is none."""
+    assert score_fall((0, 9), (5, 5)) == pytest.approx(0.25)
+    assert score_fall((5, 5), (0, 9)) == 0.0
+    assert score_fall((0, 0, 0, 4), (7, 0, 0, 0)) == pytest.approx(0.75)
+    assert score_fall((0, 0), (1, 0)) == 0.0
 
 
 def test_the_record_holds_finite_figures() -> None:

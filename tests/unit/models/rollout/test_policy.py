@@ -15,7 +15,9 @@ from models.rollout.policy import (
     Rejection,
     Roll,
     decode_pin,
+    decode_rejections,
     encode_pin,
+    encode_rejections,
     find,
     next_action,
     reject,
@@ -135,3 +137,23 @@ def test_what_is_wanted_is_what_may_still_come_to_serve() -> None:
     assert wanted(wants(TWO), (Rejection(TWO, DOWN, 9.0),)) == TWO
     assert wanted(wants(TWO), (Rejection(TWO, BLIND, None),)) is None
     assert wanted(Desired("m", "2", "", "ready", "p2"), ()) is None
+
+
+@given(st.lists(st.tuples(st.text(), st.text(), st.text(), st.booleans()), max_size=60))
+def test_what_was_refused_for_good_survives_its_record(refused: list[tuple[str, str, str, bool]]) -> None:
+    """In its order, and bounded; what is tried again anyway is not written."""
+    rejections = tuple(
+        Rejection(Target(version, f"d{number}", promotion), Failure("load", reason, permanent=lasting), None, 1)
+        if lasting
+        else Rejection(Target(version, f"d{number}", promotion), Failure("load", reason, permanent=False), 9.0, 2)
+        for number, (version, promotion, reason, lasting) in enumerate(refused)
+    )
+    lasting = tuple(each for each in rejections if each.retry_at is None)
+    assert decode_rejections(encode_rejections(rejections)) == lasting[-MAX_REJECTIONS:]
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "3", "null", "[3]", '[{"target": {}}]', '[{"failure": 2}]'])
+def test_unreadable_rejections_refuse_nothing(text: str | None) -> None:
+    """A damaged record, or one of an earlier Steelyard, lets every version be tried."""
+    assert decode_rejections(text) == ()
+    assert encode_rejections(()) is None

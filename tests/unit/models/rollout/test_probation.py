@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from models.evidence import LATENCY_BINS, SCORE_BINS, Evidence, Tally, latency_bin, merge
 from models.rollout.probation import ProbationLimits, judge, passed
 
-LIMITS = ProbationLimits()
+LIMITS = ProbationLimits(latency_factor=2.0)
 
 
 def hour(
@@ -41,7 +41,8 @@ BEFORE = hour(5000, errors=2, empties=100)
         (BEFORE, hour(50, seconds=0.05), "50 of 50 images took longer than"),
         (BEFORE, hour(49, seconds=0.05), None),
         (BEFORE, hour(100, seconds=0.03), None),
-        (BEFORE, hour(100, score=5), "Jensen-Shannon distance is 1.000"),
+        (BEFORE, hour(100, score=5), "lie 0.500 below"),
+        (BEFORE, hour(100, score=19), None),
         (BEFORE, hour(100, score=5, boxes=499), None),
         (hour(60, boxes=499), hour(100, score=5), None),
     ],

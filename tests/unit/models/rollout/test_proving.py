@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from coordinator_run import BLIND, ONE, SERVING, THREE, TWO, Run, wants
 
-from models.evidence import Evidence, Pairs, Tally
+from models.evidence import LATENCY_BINS, SCORE_BINS, Evidence, Pairs, Tally
 from models.rollout import answers
 from models.rollout.gates import Verdict
 from models.rollout.messages import Attempt, Directive, Failure, Report, Target
-from models.rollout.order import Order
-from models.rollout.policy import Pin
+from models.rollout.order import PLAIN, Order
+from models.rollout.policy import Pin, decode_rejections, encode_rejections
 from models.rollout.probation import ProbationLimits
 from models.rollout.state import (
     Audit,
@@ -291,9 +291,9 @@ def test_a_step_that_does_not_begin_everywhere_is_given_up_for_a_while() -> None
 # Probation
 
 
-def promoted(run: Run) -> Attempt:
+def promoted(run: Run, order: Order = PLAIN) -> Attempt:
     """Let version 2 be committed and every member flip."""
-    attempt = run.prepare(TWO)
+    attempt = run.prepare(TWO, order)
     members = list(run.state.members)
     for member in members:
         run.report(member, "prepared", 1)
@@ -400,3 +400,116 @@ def test_a_manual_rollback_ends_the_probation() -> None:
     watched(run, "a", 3, Tally(0, errors=100), at=5.0)
     assert run.state.pin is not None
     assert run.state.pin.target.promotion == "r"
+
+
+def test_a_version_with_which_replicas_die_on_probation_is_taken_back() -> None:
+    """It never answers an image, so nothing else would ever speak against it."""
+    run = Run("a", "b", "c", "d", timing=TIMING)
+    promoted(run)
+    for member in "abc":
+        watched(run, member, 3, Tally(0, errors=1), at=1.0)
+        run.feed(MemberDied(member))
+    audit, *_ = [effect for effect in run.feed(Tick(), at=2.0) if isinstance(effect, Audit)]
+    assert audit == Audit(
+        TWO, "rolled back", Failure("probation", "3 replicas died while they answered with it", permanent=True)
+    )
+    assert run.state.pin is not None
+    assert run.state.pin.target.digest == "d1"
+
+
+@pytest.mark.parametrize(("generation", "at"), [(4, 2.0), (5, 700.0)])
+def test_deaths_before_the_flip_and_after_the_probation_are_no_fault_of_it(generation: int, at: float) -> None:
+    """Replicas also die with their machines; each commit counts from nothing."""
+    run = Run("a", "b", "c", "d", timing=TIMING)
+    promoted(run)
+    for member in "abc":
+        run.feed(Polled(Report(member, 3, generation, "d1" if generation == 4 else "d2")), at=at)
+        run.feed(MemberDied(member), at=at)
+    run.feed(Tick(), at=at + 1.0)
+    assert list(run.state.members) == ["d"]
+    assert (run.state.lost, run.state.pin) == (0, None)
+
+
+def test_a_version_of_which_nothing_was_seen_is_not_called_proven() -> None:
+    """A window without an answered image shows nothing; the probation ends all the same."""
+    run = Run("a", timing=TIMING)
+    promoted(run)
+    watched(run, "a", 3, Tally(0, errors=2), at=600.0)
+    run.feed(Tick(), at=600.1)
+    assert (run.last_note.result, run.last_note.target) == ("unproven", TWO)
+    assert "nothing was seen of it in 600 s" in run.last_note.reason
+    assert run.state.probation is None
+
+
+def of_bin(latency: int, score: int) -> Tally:
+    """Return 200 images with 5 boxes each, all of one time and one score."""
+    times, scores = [0] * LATENCY_BINS, [0] * SCORE_BINS
+    times[latency], scores[score] = 200, 1000
+    return Tally(200, 0, 200, 0, tuple(times), tuple(scores))
+
+
+SLOWER, BLINDER = of_bin(80, 18), of_bin(60, 2)
+
+
+@pytest.mark.parametrize(
+    ("order", "since", "goes"),
+    [
+        (PLAIN, SLOWER, True),
+        (Order(force="known to be slower"), SLOWER, False),
+        (Order(allow_contract_change=True), SLOWER, True),
+        (PLAIN, BLINDER, True),
+        (Order(force="known to be slower"), BLINDER, True),
+        (Order(allow_contract_change=True), BLINDER, False),
+        (Order(force="known to be slower", allow_contract_change=True), Tally(200, errors=100), True),
+    ],
+)
+@pytest.mark.parametrize("new_life", [False, True])
+def test_probation_does_not_undo_what_the_promotion_waived(
+    order: Order, since: Tally, *, goes: bool, new_life: bool
+) -> None:
+    """Nor does it in a later life of the actor, which reads the order with the alias; errors always count."""
+    run = Run("a", timing=TIMING)
+    promoted(run, order)
+    if new_life:
+        run = Run("a", committed=run.state.committed, timing=TIMING)
+        run.feed(wants(TWO, order))
+    run.feed(Polled(Report("a", 3, 5, "d2", watch=Evidence(since), watch_before=Evidence(of_bin(60, 18)))), at=5.0)
+    assert (run.state.pin is not None) is goes
+
+
+def test_a_new_life_waits_for_the_order_before_it_compares() -> None:
+    """Until the alias is read nobody knows what was waived; after it moved on, nobody will."""
+    run = Run("a", committed=Attempt(5, 1, TWO, ONE), timing=TIMING)
+    slow = Evidence(SLOWER)
+    run.feed(Polled(Report("a", 3, 5, "d2", watch=slow, watch_before=Evidence(of_bin(60, 18)))), at=5.0)
+    assert run.state.pin is None
+    run.feed(wants(TWO), at=6.0)
+    assert run.state.pin is not None
+
+
+# What outlives the actor
+
+
+def test_what_was_refused_for_good_stays_refused_in_the_next_life() -> None:
+    """Until somebody promotes it anew."""
+    run, attempt = on_trial("a", order=Order(shadow_s=60.0))
+    run.tried("a", stage=1, evidence=FAILING, at=1.0)
+    run.feed(Decided(attempt.generation, "ABORT"))
+    kept = decode_rejections(encode_rejections(run.state.rejections))
+    new = Run("a", timing=TIMING, rejections=kept)
+    assert new.feed(wants(TWO)) == ()
+    assert new.feed(Tick(), at=5000.0) == ()
+    again = replace(TWO, promotion="p9")
+    assert new.feed(wants(again)) == (Fetch(again),)
+
+
+def test_a_latency_that_no_replica_measured_is_told() -> None:
+    """Its gate passes, and the record says that nothing was measured."""
+    run = Run("a", timing=TIMING)
+    run.prepare(TWO)
+    run.report("a", "prepared", 1)
+    assert run.state.phase == "hold"
+    (verdict,) = run.state.verdicts
+    assert (verdict.gate, verdict.passed, verdict.waived, verdict.measured) == ("latency", True, False, {})
+    assert "not measured" in verdict.reason
+    assert "not measured" in run.last_note.reason

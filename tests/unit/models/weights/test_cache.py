@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import stat
 import time
@@ -115,16 +117,26 @@ def test_a_full_disk_is_a_passing_fault_that_leaves_nothing(
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
-@given(generation=st.integers(0, 2**40), previous=st.none() | st.text(max_size=8), pin=st.none() | st.text(max_size=8))
+@given(generation=st.integers(0, 2**40), previous=st.none() | st.text(max_size=8), text=st.none() | st.text(max_size=8))
 def test_the_committed_record_reads_back(
-    tmp_path: Path, generation: int, previous: str | None, pin: str | None
+    tmp_path: Path, generation: int, previous: str | None, text: str | None
 ) -> None:
     """Law: load returns what save got last."""
     store = CommittedStore(tmp_path)
-    record = Committed("m", generation, "4", DIGEST, previous, previous, pin)
+    record = Committed("m", generation, "4", DIGEST, previous, previous, pin=text, rejections=text)
     store.save(record)
     assert store.load("m") == record
     assert store.load("other") is None
+
+
+def test_a_committed_record_of_an_earlier_steelyard_is_read(tmp_path: Path) -> None:
+    """It knew of no rejections."""
+    record = {"model": "m", "generation": 3, "version": "4", "digest": DIGEST, "previous_version": None,
+              "previous_digest": None, "pin": None, "promotion": "p"}  # fmt: skip
+    sha256 = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    (tmp_path / "committed").mkdir()
+    (tmp_path / "committed" / "m.json").write_text(json.dumps({"record": record, "sha256": sha256}))
+    assert CommittedStore(tmp_path).load("m") == Committed("m", 3, "4", DIGEST, promotion="p")
 
 
 def test_a_damaged_committed_record_is_ignored(tmp_path: Path) -> None:
