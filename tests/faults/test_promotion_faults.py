@@ -39,7 +39,7 @@ def _in_order(found: Iterable[str], among: Iterable[str]) -> bool:
 
 @pytest.mark.sample
 def test_fault_11_two_promotions_quickly(service: Service, tmp_path: Path) -> None:
-    """A hundred at random, ten a second or as fast as they are taken: the last wins, none commits behind a later one."""
+    """A hundred at random, ten a second or as fast as they are taken: the last wins, none commits after a later one."""
     service.settle("1")
     versions = ["1", "2", *(copy_of(service, "2", tmp_path / str(n), 11.0 + n).version for n in range(2))]
     draw = random.Random(11)  # noqa: S311 - a draw, no secret
