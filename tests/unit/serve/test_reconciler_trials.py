@@ -269,7 +269,8 @@ def test_a_breach_on_probation_flips_back_within_a_second_and_stays(fleet: Fleet
         assert fleet.all_on("1")()
         entry = next(e for e in fleet.audit() if e["result"] == "rolled back")
         assert (entry["to"]["version"], entry["who"]) == ("2", "rollout")
-        assert "80 of 280 images failed" in entry["reason"]
+        # Of one replica or of both: the first report that is judged is enough.
+        assert any(f"{seen} images failed" in entry["reason"] for seen in ("40 of 240", "80 of 280"))
         await fleet.crash()
         await fleet.begin()
         await asyncio.sleep(30.0)
