@@ -1,4 +1,4 @@
-"""The fault suite attacks a service like that of the integration suite; some faults need only the unit tests' rollout."""
+"""The fault suite attacks a service like that of the integration suite; some faults need only a rollout without one."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 import pytest
-from asks import promote, roll_back
+from asks import NamedClients, promote, roll_back
 from clients import Clients, regressions
 from planting import copy_of, move_alias
 from processes import named, process_of
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from running import Service
 
-SAMPLED: Final = {"actor.after_commit", "actor.mid_go", "replica.before_flip", "replica.before_ack"}
-TRIAL: Final = {"canary": [0.5], "step_s": 1.0}
+SAMPLED: Final = {"actor.after_commit", "replica.before_flip"}
+TRIAL: Final = {"canary": [0.5], "step_s": 2.0}
 """An order under which a promotion is tried on clients; a shadow finds no time to spare under this load."""
 
 
@@ -84,14 +84,16 @@ def _attack(service: Service, point: str, replica: str, folder: Path) -> str:
     way = WAYS.get(point, Way(act="promote" if point in PLAIN else "trial"))
     version = _target(service, point, folder)
     if way.act == "rollback":
+        before = service.rollout()["serving"]
         service.settle(version)
-        version = other_version(service)
+        version = before
     for name, action in (*way.first, (point, "exit")):
         service.arm(f"{name.removesuffix('@')}@{replica}" if name.startswith("replica.") else name, action)
+    answered = not point.startswith("actor.")
     if way.act == "rollback":
-        roll_back(service)
+        roll_back(service, answered=answered)
     else:
-        promote(service, version, TRIAL if way.act == "trial" else None)
+        promote(service, version, TRIAL if way.act == "trial" else None, answered=answered)
     return version
 
 
@@ -101,7 +103,7 @@ def test_fault_09_actor_crash_mid_swap(service: Service, tmp_path: Path, point: 
     lost = IN_FLIGHT if WAYS.get(point, Way()).first[:1] == (("replica.before_prepare@", "exit"),) else 0
     service.settle(service.rollout()["serving"])
     replica = service.rollout()["replicas"][0]["id"]
-    with Clients(service.url, service.tray, count=4) as load:
+    with Clients(service.url, service.tray, count=4) as load, NamedClients(service):
         load.wait_for(0)
         actor = service.actor_pid()
         version = _attack(service, point, replica, tmp_path)
@@ -119,7 +121,7 @@ def test_fault_09_replica_crash_mid_swap(service: Service, tmp_path: Path, point
     """A replica loses at most what was in flight in it; nobody is answered by an older version after a newer one."""
     service.settle(service.rollout()["serving"])
     replica = service.rollout()["replicas"][0]["id"]
-    with Clients(service.url, service.tray, count=4) as load:
+    with Clients(service.url, service.tray, count=4) as load, NamedClients(service):
         load.wait_for(0)
         version = _attack(service, point, replica, tmp_path)
         service.wait_until(lambda rollout: replica not in {r["id"] for r in rollout["replicas"]}, within_s=60.0)

@@ -37,7 +37,6 @@ def _in_order(found: Iterable[str], among: Iterable[str]) -> bool:
     return all(any(one == other for other in rest) for one in found)
 
 
-@pytest.mark.sample
 def test_fault_11_two_promotions_quickly(service: Service, tmp_path: Path) -> None:
     """A hundred at random, ten a second or as fast as they are taken: the last wins, none commits after a later one."""
     service.settle("1")
@@ -89,7 +88,6 @@ def test_fault_12_promote_then_rollback(service: Service) -> None:
     assert max(took) < 3.0, took
 
 
-@pytest.mark.sample
 def test_fault_12_rollback_while_a_bad_candidate_loads(service: Service, tmp_path: Path) -> None:
     """The rollback does not wait for the candidate, which never serves and does not come back with the next poll."""
     service.settle("1")

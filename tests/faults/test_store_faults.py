@@ -93,7 +93,6 @@ def _release_in(store: ArtifactStore, service: Service, name: str, mark: float) 
     return plant_at(service, store.url(name), rewrite_manifest(folder, metrics={"planted": mark}))
 
 
-@pytest.mark.sample
 def test_fault_16_slow_store(service: Service, store: ArtifactStore) -> None:
     """While a release arrives at 1 KB/s clients wait no longer than before, and another version can be promoted."""
     service.settle("1")
@@ -151,6 +150,7 @@ def _depot(service: Service, folder: Path, pool: Pool) -> Depot:
     )
 
 
+@pytest.mark.sample
 def test_fault_16_slow_store_leaves_threads_for_the_alias(
     service: Service, store: ArtifactStore, tmp_path: Path
 ) -> None:
