@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     quality_tolerance: float = Field(default=0.003, ge=0.0, le=1.0)
     """Most mAP50-95 (0 to 1) that a promoted version may lose against the serving one on the same data."""
 
-    latency_factor: float = Field(default=1.5, ge=1.0, le=100.0)
+    latency_factor: float = Field(default=2.0, ge=1.0, le=100.0)
     """Most times as long as the serving version that a promoted one may take for a golden image."""
 
     trial_images: int = Field(default=50, ge=1, le=1_000_000)

@@ -75,7 +75,8 @@ class OpenVinoBackend:
             raise ReleaseRejectedError(msg, step="load")
         try:
             model = self._core.read_model(io.BytesIO(data.tobytes()))
-        except RuntimeError as error:
+        except (MemoryError, RuntimeError) as error:
+            _raise_if_memory(error)
             msg = "the network cannot be read; register the model again"
             raise ReleaseRejectedError(msg, step="load") from error
         self._check(model)
@@ -86,10 +87,8 @@ class OpenVinoBackend:
             logger.debug("the network's sizes stay as they are", exc_info=True)
         try:
             return OpenVinoSession(self._core, model, self.precision, plan, threads=self._threads, weights=data.nbytes)
-        except MemoryError as error:
-            msg = "there is no memory to load the network; free some or lower the number of models"
-            raise ReleaseFaultError(msg, step="load") from error
-        except RuntimeError as error:
+        except (MemoryError, RuntimeError) as error:
+            _raise_if_memory(error)
             msg = "the network cannot be compiled for this machine; register the model again"
             raise ReleaseRejectedError(msg, step="load") from error
 
@@ -106,3 +105,10 @@ class OpenVinoBackend:
         ):
             msg = "the network does not take uint8 images (n, h, w, 3) or has not one output; register the model again"
             raise ReleaseRejectedError(msg, step="load")
+
+
+def _raise_if_memory(error: Exception) -> None:
+    """Raise ReleaseFaultError where memory ran out, which OpenVINO may wrap into an error that only its text tells."""
+    if isinstance(error, MemoryError) or "bad_alloc" in str(error):
+        msg = "there is no memory to load the network; free some or lower the number of models"
+        raise ReleaseFaultError(msg, step="load") from error

@@ -129,3 +129,19 @@ def test_closing_hands_freed_memory_back(
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: SimpleNamespace(**names))
     session.close()
     assert told == trimmed
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Converting input model\nstd::bad_alloc")])
+def test_a_lack_of_memory_condemns_no_release(
+    error: Exception, make_release: Callable[..., Release], tiny_network: Callable[..., np.ndarray]
+) -> None:
+    """However OpenVINO tells of it, it passes: the same bytes may be loaded later."""
+
+    class Exhausted:
+        def read_model(self, *_: object) -> None:
+            raise error
+
+    backend = OpenVinoBackend(precision="fp32", threads=1)
+    backend._core = Exhausted()
+    with pytest.raises(ReleaseFaultError, match="no memory"):
+        backend.load(make_release(files={"model.onnx": tiny_network()}))
