@@ -36,7 +36,7 @@ ONE, TWO, THREE, FOUR, FIVE = ("ab" * 32, "cd" * 32, "ef" * 32, "01" * 32, "23" 
         ({"prepare_timeout_s": 60.0}, False),
         ({"poll_interval_s": 1.0}, False),
         ({"quality_tolerance": 0.01}, False),
-        ({"latency_factor": 2.0}, False),
+        ({"latency_factor": 3.0}, False),
         ({"trial_images": 10}, False),
         ({"probation_s": 0.0}, False),
         ({"allow_fault_injection": True}, False),
