@@ -35,7 +35,7 @@ faults: $(VENV)/.dev ## Run the long suite of injected faults
 faults-sample: $(VENV)/.dev ## Run the faults that CI samples
 	$(BIN)/pytest tests/faults -m sample
 
-bench: $(VENV)/.dev ## Compare with the raw engine and with other servers, about five minutes (PEERS=fastapi,pytriton installs those)
+bench: $(VENV)/.dev ## Compare with the raw engine and with other servers, in one short round (PEERS=fastapi,pytriton installs those)
 	$(BIN)/python loadtest/bench.py --quick $(if $(PEERS),--peers "$(PEERS)")
 
 demo: $(VENV)/.runtime ## Train the embedded demo detector again from nothing (about half an hour)

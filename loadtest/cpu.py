@@ -24,8 +24,8 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from serve.cluster import processes_of  # noqa: E402 - found through the line above when run as a script
-from serve.home import read_record, remembered_folder  # noqa: E402 - likewise
+from serve.home import read_record, remembered_folder  # noqa: E402 - found through the line above when run as a script
+from serve.processes import processes_of  # noqa: E402 - likewise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

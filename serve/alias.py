@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from typing import TYPE_CHECKING, Any, Final
+import time
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from models.errors import RegistryError, SteelyardError
 from models.rollout.order import PLAIN
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from models.rollout.policy import Pin
     from models.weights.registry import Desired, Registry
     from serve.faults import FaultPoints
+    from serve.rollout_metrics import RolloutObserver
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +28,19 @@ DEADLINE_S: Final = 15.0
 HINT_GAP_S: Final = 0.2
 """Least time between two reads, however many hints come (seconds)."""
 JITTER: Final = 0.2
+
+
+class RegistryStatus(TypedDict):
+    """What the rollout knows of the registry. reachable: None before the first reading of this life has ended.
+
+    age_s: seconds since the last reading that succeeded, None where none has. failures: readings that failed so far.
+    reason: why the last one failed, None where it did not.
+    """
+
+    reachable: bool | None
+    age_s: float | None
+    failures: int
+    reason: str | None
 
 
 class Alias:
@@ -41,11 +56,16 @@ class Alias:
         faults: FaultPoints,
         poll_interval_s: float,
         sleep: Callable[[float], Awaitable[None]],
+        clock: Callable[[], float] = time.monotonic,
+        observer: RolloutObserver | None = None,
     ) -> None:
         """Read nothing yet. heard: takes every reading; in_thread: runs a blocking call of the registry."""
         self._model, self._registry, self._heard = model, registry, heard
         self._in_thread, self._faults, self._sleep = in_thread, faults, sleep
         self._poll_interval_s = poll_interval_s
+        self._clock, self._observer = clock, observer
+        self._read_at: float | None = None
+        self._failures = 0
         self._one = asyncio.Lock()
         self._hinted = asyncio.Event()
         self._moving = False
@@ -74,10 +94,27 @@ class Alias:
                 desired = await self._desired()
         except (SteelyardError, TimeoutError) as error:
             self.trouble = str(error) or "the registry did not answer in time"
+            self._failures += 1
+            if self._observer is not None:
+                self._observer.not_read()
             _log.warning("the alias of %s cannot be read: %s", self._model, self.trouble)
             raise RegistryError(self.trouble) from error
         self.trouble = ""
+        self._read_at = self._clock()
+        if self._observer is not None:
+            self._observer.read()
         self._heard(desired)
+
+    def status(self) -> RegistryStatus:
+        """Return what this life knows of the registry, for people."""
+        age_s = None if self._read_at is None else round(self._clock() - self._read_at, 1)
+        known = self._failures > 0 or self._read_at is not None
+        return RegistryStatus(
+            reachable=not self.trouble if known else None,
+            age_s=age_s,
+            failures=self._failures,
+            reason=self.trouble or None,
+        )
 
     async def promote(self, version: str, reason: str, order: Order = PLAIN) -> Desired:
         """Move the alias to ``version``. Raises what ``register.promote`` raises, or RegistryError when time is up."""

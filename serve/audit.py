@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,6 +18,38 @@ if TYPE_CHECKING:
 NOTHING: Final = MappingProxyType[str, float]({})
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry. at: UTC. generation: 0 where it is about none. measured: name -> number, what the result rests on."""
+
+    at: datetime
+    who: str
+    action: str
+    model: str
+    before: Target | None
+    after: Target | None
+    generation: int
+    reason: str
+    result: str
+    measured: Mapping[str, float]
+
+    def line(self) -> str:
+        """Return the entry as one JSON object without a line break."""
+        entry = {
+            "time": self.at.isoformat(timespec="milliseconds"),
+            "who": self.who,
+            "action": self.action,
+            "model": self.model,
+            "from": _name(self.before),
+            "to": _name(self.after),
+            "generation": self.generation or None,
+            "reason": self.reason,
+            "result": self.result,
+            "measured": dict(self.measured),
+        }
+        return json.dumps(entry, sort_keys=False)
+
+
 class Audit:
     """Writes ``rollout.jsonl`` in its folder, readable by this user only."""
 
@@ -25,7 +58,7 @@ class Audit:
         self._path = folder / "rollout.jsonl"
         self._now = now or (lambda: datetime.now(UTC))
 
-    def line(
+    def entry(
         self,
         model: str,
         action: str,
@@ -37,21 +70,13 @@ class Audit:
         who: str,
         generation: int,
         measured: Mapping[str, float] = NOTHING,
-    ) -> str:
-        """Return one entry as JSON. generation: 0 where the entry is about none. measured: the numbers behind it."""
-        entry = {
-            "time": self._now().isoformat(timespec="milliseconds"),
-            "who": who,
-            "action": action,
-            "model": model,
-            "from": _name(before),
-            "to": _name(after),
-            "generation": generation or None,
-            "reason": reason,
-            "result": result,
-            "measured": dict(measured),
-        }
-        return json.dumps(entry, sort_keys=False)
+    ) -> Entry:
+        """Return an entry of now; nothing is written yet."""
+        return Entry(self._now(), who, action, model, before, after, generation, reason, result, measured)
+
+    def line(self, model: str, action: str, before: Target | None, after: Target | None, **rest: Any) -> str:
+        """Return an entry of now as JSON; ``rest`` as ``entry`` takes it."""
+        return self.entry(model, action, before, after, **rest).line()
 
     def append(self, line: str) -> None:
         """Append one entry; blocks. Raises OSError."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from models.errors import ReleaseError, SteelyardError
 from models.rollout import policy
 from models.rollout.messages import Target
 from models.rollout.state import Recovered
 from models.weights.cache import Committed
+from serve.attempts import Attempts
+from serve.outbox import Letter, Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -22,17 +25,21 @@ if TYPE_CHECKING:
     from models.rollout.state import State
     from models.weights.cache import CommittedStore
     from models.weights.registry import Registry
+    from models.weights.rollout_runs import RolloutRun
     from serve.audit import Audit
+    from serve.rollout_metrics import RolloutObserver
 
 _log = logging.getLogger(__name__)
 
 MOST_ENTRIES: Final = 1024
-REGISTRY_DEADLINE_S: Final = 15.0
 SAVE_WAIT_S: Final = 5.0
 
 
 class Books:
-    """Keeps the books off the critical path; only ``saved`` is ever waited for."""
+    """Keeps the books off the critical path; only ``saved`` is ever waited for.
+
+    The disk and the registry have a queue each: a registry that is away delays no line of the audit.
+    """
 
     def __init__(
         self,
@@ -44,14 +51,18 @@ class Books:
         registry: Registry,
         in_thread: Callable[..., Awaitable[Any]],
         in_registry_thread: Callable[..., Awaitable[Any]],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        observer: RolloutObserver | None = None,
     ) -> None:
         """Start with nothing to write. now: returns the model's state; the two runners take a blocking call each."""
         self._model, self._now = model, now
         self._store, self._audit, self._registry = store, audit, registry
-        self._in_thread, self._in_registry_thread = in_thread, in_registry_thread
+        self._in_thread, self._observer = in_thread, observer
         self._entries: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(MOST_ENTRIES)
         self._disk = asyncio.Lock()
         self._saving: set[asyncio.Task[None]] = set()
+        self._attempts = Attempts(lambda: uuid4().hex)
+        self._outbox = Outbox(in_thread=in_registry_thread, sleep=sleep)
 
     def save(self) -> None:
         """Begin to write the durable record of what is committed, pinned and refused for good now."""
@@ -76,8 +87,11 @@ class Books:
         generation: int = 0,
         measured: Mapping[str, float] | None = None,
     ) -> None:
-        """Add a line to the audit. measured: name -> number, what the result rests on."""
-        line = self._audit.line(
+        """Add a line to the audit, and a run to the registry where it ends a rollout.
+
+        measured: name -> number, what the result rests on.
+        """
+        entry = self._audit.entry(
             self._model,
             action,
             before,
@@ -88,14 +102,30 @@ class Books:
             generation=generation,
             measured=measured or {},
         )
-        self._enter(lambda: self._in_thread(self._audit.append, line))
+        self._enter(lambda: self._in_thread(self._audit.append, entry.line()))
+        state = self._now()
+        rollout = self._attempts.take(entry, state.verdicts if state.last == after else ())
+        if rollout is not None:
+            self._record_rollout(rollout)
 
     def record_serving(self, attempt: Attempt) -> None:
-        """Tell the registry what serves, if it can be reached."""
-        self._enter(lambda: self._record_serving(attempt))
+        """Tell the registry what serves, soon after it can be reached."""
+        self._outbox.post(
+            Letter(
+                f"that version {attempt.target.version} of {self._model} serves",
+                functools.partial(self._record_serving, attempt),
+                sent=lambda: None,
+                lost=lambda: None,
+            )
+        )
 
     async def run(self) -> None:
         """Write what is entered, for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep())
+            group.create_task(self._outbox.run())
+
+    async def _keep(self) -> None:
         while True:
             entry = await self._entries.get()
             try:
@@ -127,17 +157,27 @@ class Books:
                 # The ledger holds the truth; only a restart of the whole service would miss this record.
                 _log.warning("what serves of %s could not be recorded on disk: %s", self._model, error)
 
-    async def _record_serving(self, attempt: Attempt) -> None:
-        target = attempt.target
-        with contextlib.suppress(SteelyardError, TimeoutError):
-            call = self._in_registry_thread(
-                self._registry.record_serving,
-                self._model,
-                generation=attempt.generation,
-                version=target.version,
-                digest=target.digest,
+    def _record_serving(self, attempt: Attempt) -> None:
+        target, committed = attempt.target, self._now().committed
+        if committed is None or committed.generation != attempt.generation:
+            return  # a later commit has told more
+        self._registry.record_serving(
+            self._model, generation=attempt.generation, version=target.version, digest=target.digest
+        )
+
+    def _record_rollout(self, run: RolloutRun) -> None:
+        self._outbox.post(
+            Letter(
+                f"how version {run.version} of {self._model} was {run.result}",
+                functools.partial(self._registry.record_rollout, run),
+                sent=lambda: self._told("written"),
+                lost=lambda: self._told("lost"),
             )
-            await asyncio.wait_for(call, REGISTRY_DEADLINE_S)
+        )
+
+    def _told(self, outcome: str) -> None:
+        if self._observer is not None:
+            self._observer.recorded(outcome)
 
     def _enter(self, entry: Callable[[], Awaitable[None]]) -> None:
         try:

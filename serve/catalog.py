@@ -110,6 +110,21 @@ class ProbationState(_Schema):
     evidence: dict[str, float]
 
 
+class RegistryState(_Schema):
+    """What the rollout knows of the registry, from which it learns what is desired."""
+
+    reachable: bool | None
+    """``null`` before the first reading has ended."""
+    age_s: float | None
+    """Seconds since the last successful reading; ``null`` where this rollout never had one."""
+    failures: int
+    """Readings that failed since the rollout began."""
+    reason: str | None
+    """Why the latest reading failed."""
+    from_cache: bool
+    """Whether what serves was taken from this machine's cache, verified, without asking the registry."""
+
+
 class RolloutState(_Schema):
     """Desired against serving, and where the rollout between them stands."""
 
@@ -123,6 +138,7 @@ class RolloutState(_Schema):
     trial: TrialState | None = None
     probation: ProbationState | None = None
     verdicts: list[GateVerdict] = []
+    registry: RegistryState | None = None
     replicas: list[ReplicaState]
 
 

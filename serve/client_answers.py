@@ -89,6 +89,16 @@ class VerdictRow(TypedDict):
     measured: dict[str, float]
 
 
+class RegistryRow(TypedDict):
+    """What the rollout knows of the registry; age_s: seconds since the last successful reading."""
+
+    reachable: bool | None
+    age_s: float | None
+    failures: int
+    reason: str | None
+    from_cache: bool
+
+
 class Rollout(TypedDict):
     """What ``GET /v1/models/{model}/rollout`` says: desired and serving are two things."""
 
@@ -102,6 +112,7 @@ class Rollout(TypedDict):
     trial: NotRequired[TrialRow | None]
     probation: NotRequired[ProbationRow | None]
     verdicts: NotRequired[list[VerdictRow]]
+    registry: NotRequired[RegistryRow | None]
     replicas: list[ReplicaRow]
 
 

@@ -23,12 +23,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import psutil
-
 from models.errors import SettingsError, SteelyardError
 from serve.environment import BACKSTOP_S, ray_environment, serve_environment, token_path
 from serve.head import LAUNCHER_VARIABLE, HeadOptions, command
 from serve.ports import LOOPBACK, Ports, choose_ports
+from serve.processes import end, processes_of
 from serve.settings import SECRETS, available_cores, load_settings
 
 if TYPE_CHECKING:
@@ -47,8 +46,6 @@ POLL_S: Final = 0.05
 SHUTDOWN_DEADLINE_S: Final = 4.5
 """Time in which the replicas must have answered what they hold when the service stops (seconds)."""
 
-KILL_DEADLINE_S: Final = 1.0
-_TITLE: Final = "ray::"
 _ERROR_LINE: Final = re.compile(r"^\s*(?:[\w.]+\.)?\w*(?:Error|Exception|Exit): (.+)$", re.MULTILINE)
 _LONGEST_TEMPORARY: Final = 12
 _POD_FOLDER: Final = Path("/tmp/steelyard")  # noqa: S108 - a pod runs one service, and nobody else
@@ -221,46 +218,6 @@ def make_folder() -> Path:
     if len(root) > _LONGEST_TEMPORARY and Path("/tmp").is_dir():  # noqa: S108 - mkdtemp makes it ours alone
         root = "/tmp"  # noqa: S108 - likewise
     return Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
-
-
-def processes_of(folder: Path) -> list[psutil.Process]:
-    """Return the processes of the cluster whose folder is ``folder``, but for this one.
-
-    Their environment names its token; descendants count; and some of Ray's overwrite the memory that holds their
-    environment with their title, but keep log files open in the folder.
-    """
-    token = str(token_path(folder))
-    found: set[psutil.Process] = set()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid == os.getpid():
-                continue
-            if process.environ().get("RAY_AUTH_TOKEN_PATH") == token or _writes_into(process, folder):
-                found.add(process)
-                found.update(process.children(recursive=True))
-    return list(found)
-
-
-def _writes_into(process: psutil.Process, folder: Path) -> bool:
-    titled = process.name().startswith(_TITLE)
-    return titled and any(Path(file.path).is_relative_to(folder) for file in process.open_files())
-
-
-def end(processes: list[psutil.Process]) -> None:
-    """Kill those of ``processes`` that still run and wait until they are gone, KILL_DEADLINE_S at most."""
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    deadline = time.monotonic() + KILL_DEADLINE_S
-    while any(_alive(process) for process in processes) and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def _leave() -> None:

@@ -22,13 +22,15 @@ from models.errors import BackendError
 from models.weights.cache import ReleaseCache
 from models.weights.golden import check_sight
 from models.weights.mlflow_registry import MlflowRegistry
+from serve.garbage import spare_what_stays
 from serve.ingress import create_app
 from serve.ledger import RayLedger
 from serve.logs import setup_logging
 from serve.member import Member
 from serve.replica import IdleClock, Replica
 from serve.replica_metrics import NodeExposition, RaySink
-from serve.rollout import DEPLOYMENT, connect
+from serve.rollout import connect
+from serve.rollout_actor import DEPLOYMENT
 from serve.settings import Settings, without_secrets
 from serve.telemetry import EngineMetrics, EngineObserver, HttpMetrics
 
@@ -72,6 +74,7 @@ class Detector:
         self._stop_logging = _start_logging(self._settings.log_level, logs)
         self._sink = RaySink(serve.get_replica_context().replica_id.unique_id)
         self._replica = await _build(self._settings, threads, self._sink)
+        spare_what_stays()
         await self._replica.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:

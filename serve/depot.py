@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from models.errors import ReleaseRejectedError, UnknownModelError, UnknownVersionError
+from models.errors import RegistryError, ReleaseFaultError, ReleaseRejectedError, UnknownModelError, UnknownVersionError
+from models.weights.cache import past_mending
 from models.weights.release import open_release, read_folder
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from models.types import Contract
+    from models.types import Contract, Release
     from models.weights.cache import ReleaseCache
     from models.weights.registry import Registry
     from serve.faults import FaultPoints
@@ -56,11 +57,16 @@ class Depot:
         self._in_thread, self._in_registry_thread = in_thread, in_registry_thread
         self._handles: dict[str, Any] = {}
         self._contracts: dict[str, Contract] = {}
+        self._from_cache: set[str] = set()
         self._locks: dict[str, asyncio.Lock] = {}
         self._downloads: dict[str, asyncio.Task[Mapping[str, NDArray[np.uint8]]]] = {}
 
     async def stock(self, model: str, version: str, digest: str) -> None:
-        """Have the release here, verified. Raises ReleaseError, or RegistryError where the registry is unreachable."""
+        """Have the release here, verified.
+
+        Raises ReleaseError, or RegistryError where the registry is unreachable and there is no copy here or only a
+        damaged one, which the message names then.
+        """
         await self._faults.hit("actor.before_fetch")
         await self.files(model, version, digest)
         await self._faults.hit("actor.after_verify")
@@ -79,6 +85,10 @@ class Depot:
         await self.files(model, version, digest)
         return self._contracts[digest]
 
+    def from_cache(self, digest: str) -> bool:
+        """Return whether the release was taken from this machine's disk, verified, without asking the registry."""
+        return digest in self._from_cache
+
     @property
     def held(self) -> frozenset[str]:
         """Return the digests whose files are in memory."""
@@ -89,20 +99,36 @@ class Depot:
         for digest in [held for held in self._handles if held not in digests]:
             del self._handles[digest]
             self._contracts.pop(digest, None)
+            self._from_cache.discard(digest)
         for digest in [known for known, lock in self._locks.items() if known not in digests and not lock.locked()]:
             del self._locks[digest]
 
     async def _obtain(self, model: str, version: str, digest: str) -> Mapping[str, NDArray[np.uint8]]:
-        cached: Mapping[str, NDArray[np.uint8]] | None = await self._in_thread(self._cached, model, version, digest)
-        if cached is not None:
-            return cached
+        damage: ReleaseFaultError | None = None
+        try:
+            release: Release | None = await self._in_thread(self._cache.open, model, version, digest)
+        except ReleaseFaultError as error:
+            _log.warning("%s; it is fetched anew", error)
+            release, damage = None, error
+        if release is not None:
+            self._contracts[digest] = release.contract
+            self._from_cache.add(digest)
+            return release.files
+        try:
+            return await self._downloaded(model, version, digest)
+        except RegistryError as error:
+            if damage is None:
+                raise
+            raise past_mending(damage) from error
+
+    async def _downloaded(self, model: str, version: str, digest: str) -> Mapping[str, NDArray[np.uint8]]:
         # A thread cannot be cancelled: whoever asks again waits for the download under way, what comes too late lies in
         # the cache for the next one, and a slow store never takes the threads by which the alias is read.
         while digest not in self._downloads and len(self._downloads) >= MOST_DOWNLOADS:
             await asyncio.wait(self._downloads.values(), return_when=asyncio.FIRST_COMPLETED)
         if digest not in self._downloads:
             self._downloads[digest] = asyncio.create_task(self._download(model, version, digest))
-            self._downloads[digest].add_done_callback(lambda download: self._downloaded(digest, download))
+            self._downloads[digest].add_done_callback(lambda download: self._forget(digest, download))
         return await asyncio.shield(self._downloads[digest])
 
     async def _download(self, model: str, version: str, digest: str) -> Mapping[str, NDArray[np.uint8]]:
@@ -110,27 +136,14 @@ class Depot:
         await self._faults.hit("actor.after_fetch")
         release = await self._in_thread(open_release, model, version, files, expect_digest=digest)
         self._contracts[digest] = release.contract
-        await self._in_thread(self._cache.put, digest, files)
+        await self._in_thread(self._cache.replace, digest, files)
         return files
 
-    def _downloaded(self, digest: str, download: asyncio.Task[Mapping[str, NDArray[np.uint8]]]) -> None:
+    def _forget(self, digest: str, download: asyncio.Task[Mapping[str, NDArray[np.uint8]]]) -> None:
         del self._downloads[digest]
         # Asked for, or an error that nobody waits for any more would be reported as lost.
         if not download.cancelled():
             download.exception()
-
-    def _cached(self, model: str, version: str, digest: str) -> Mapping[str, NDArray[np.uint8]] | None:
-        files = self._cache.get(digest)
-        if files is None:
-            return None
-        try:
-            release = open_release(model, version, files, expect_digest=digest)
-        except ReleaseRejectedError as error:
-            _log.warning("the cached copy of version %s of %s is damaged, fetching it anew: %s", version, model, error)
-            self._cache.drop(digest)
-            return None
-        self._contracts[digest] = release.contract
-        return files
 
     def _fetch(self, model: str, version: str) -> Mapping[str, NDArray[np.uint8]]:
         with tempfile.TemporaryDirectory(prefix="steelyard-fetch-") as folder:

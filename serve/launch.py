@@ -17,7 +17,7 @@ import psutil
 from models.weights.cache import CommittedStore, ReleaseCache
 from models.weights.mlflow_registry import MlflowRegistry
 from serve.announce import Announcer
-from serve.cluster import PREFIX, ClusterError, LocalCluster, end, processes_of
+from serve.cluster import PREFIX, ClusterError, LocalCluster
 from serve.home import (
     ServiceRecord,
     new_log_folder,
@@ -28,6 +28,7 @@ from serve.home import (
     write_record,
 )
 from serve.ports import LOOPBACK, check_address
+from serve.processes import end, processes_of
 from serve.readiness import wait_until_ready
 from serve.settings import available_cores
 from serve.sizing import check_cores

@@ -34,10 +34,13 @@ class RayLedger:
         """Store ``value`` unless ``key`` exists; return what stands. Raises LedgerError."""
         client = _client()
         name, data = key.encode(), value.encode()
-        # The flag that put returns is lost when its reply is; reading back tells in every case who was first.
-        await self._call(
+        added = await self._call(
             client.async_internal_kv_put(name, data, False, namespace=self._namespace, timeout=self._timeout_s)  # noqa: FBT003 - positional in Ray
         )
+        if added == 1:
+            # Requests wait on this answer while every replica holds: it costs no second call.
+            return value
+        # Somebody was first, or a call whose reply was lost was repeated: only reading back tells which.
         standing = await self.get(key)
         if standing is None:
             msg = "the ledger lost a record that was just written: ask again"

@@ -72,10 +72,13 @@ class Loader:
             return await asyncio.wait_for(self._actor.files(self._model, version, digest), self._timeout_s)
         except Exception as error:
             _log.info("the rollout actor did not hand out version %s of %s: %s", version, self._model, error)
-            cached = await asyncio.to_thread(self._cache.get, digest) if self._cache is not None else None
+            if self._cache is None:
+                raise
+            # A damaged copy raises a fault, never a rejection: it speaks against this machine, not the release.
+            cached = await asyncio.to_thread(self._cache.open, self._model, version, digest)
             if cached is None:
                 raise
-            return cached
+            return cached.files
 
     async def _keep(self, cache: ReleaseCache, digest: str, files: Mapping[str, NDArray[np.uint8]]) -> None:
         try:

@@ -43,7 +43,7 @@ class EnginePort(Protocol):
         ...
 
     async def golden_ms(self, digest: str) -> tuple[float, float] | None:
-        """Return the median time of a golden image in the resident release of ``digest`` and in the serving one.
+        """Return the least time of a golden image in the resident release of ``digest`` and in the serving one.
 
         Milliseconds, both > 0; None where nothing else serves or where there was no time to measure. Never raises.
         """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from models.errors import RegistryError, ReleaseRejectedError
-from models.rollout import choice, coordinator, ledger, policy, state, status
+from models.rollout import choice, coordinator, ledger, policy, rollback, state, status
 from models.rollout.messages import Target
 from models.rollout.order import PLAIN
 from serve.alias import Alias
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from models.rollout.ledger import Ledger
     from models.rollout.messages import Admission, Failure, Join, PollReply, Refused, Report
     from models.rollout.order import Order
-    from models.rollout.status import Status
     from models.weights.cache import CommittedStore
     from models.weights.registry import Registry
     from serve.audit import Audit
     from serve.depot import Depot
     from serve.faults import FaultPoints
+    from serve.rollout_metrics import RolloutMetrics
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Parts:
 
     names: returns the names of all live actors, or None where it cannot tell; blocks. depose: ends this process.
     tidy: called after each commit and rejection. in_thread, in_registry_thread: run a blocking call on a worker thread.
-    quality_tolerance: of the quality gate, 0 to 1.
+    quality_tolerance: of the quality gate, 0 to 1. metrics: None counts nothing.
     """
 
     registry: Registry
@@ -69,6 +69,7 @@ class Parts:
     poll_interval_s: float
     prepare_timeout_s: float
     quality_tolerance: float = 0.003
+    metrics: RolloutMetrics | None = None
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
@@ -83,6 +84,7 @@ class Reconciler:
         self._state = state.State(model, parts.timing)
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        observer = parts.metrics.of(model) if parts.metrics is not None else None
         self._books = Books(
             model,
             now=lambda: self._state,
@@ -91,6 +93,8 @@ class Reconciler:
             registry=parts.registry,
             in_thread=parts.in_thread,
             in_registry_thread=parts.in_registry_thread,
+            sleep=parts.sleep,
+            observer=observer,
         )
         self._alias = Alias(
             model,
@@ -100,6 +104,8 @@ class Reconciler:
             faults=parts.faults,
             poll_interval_s=parts.poll_interval_s,
             sleep=parts.sleep,
+            clock=parts.clock,
+            observer=observer,
         )
         self._programs = Programs(
             model,
@@ -204,48 +210,39 @@ class Reconciler:
             self._books.write("promote", before, after, result=result, reason=reason, who=who)
 
     async def roll_back(self, wait_s: float, who: str) -> None:
-        """Bring back what served before, then move the alias; returns when it serves, was refused or time is up.
+        """Take back the latest promotion, committed or not; returns when that is done, was refused or time is up.
 
-        Repeating it while it is under way joins it. Raises ReleaseRejectedError with step ``rollback`` where nothing
-        served before, or where what serves is itself what a rollback returned to.
+        One that is not committed yet is given up, and what serves stays; else what served before comes back. The alias
+        follows. Repeating it while it is under way joins it. Raises ReleaseRejectedError with step ``rollback`` where
+        nothing served before, or where what serves is itself what a rollback returned to.
         """
         # A pin overrides the alias as it is now; over an old reading, a moved alias would look like a newer promotion.
         with contextlib.suppress(RegistryError, TimeoutError):
             await asyncio.wait_for(self._alias.read(), ALIAS_WAIT_S)
-        if self._state.phase == "trial":
-            await self._end_trial(wait_s, who)
-            return
-        committed = self._state.committed
-        promotion = self._pinned()
-        if promotion is None:
-            if committed is None or committed.back is None:
+        tried, pin = self._state.target, rollback.standing(self._state)
+        if pin is None or pin.passing:
+            way = rollback.ways(self._state)
+            if way is None:
                 raise ReleaseRejectedError(self._nothing_before(), step="rollback")
-            promotion = uuid4().hex
-            self.feed(state.RollbackAsked(promotion))
-            self._books.write("rollback", committed.target, committed.back, result="accepted", who=who)
-        end = self._parts.clock() + wait_s
-        while self._rolling_back(promotion) and self._parts.clock() < end:
-            await self._change(end - self._parts.clock())
-
-    async def _end_trial(self, wait_s: float, who: str) -> None:
-        """Take back what is on trial: what serves serves everybody again."""
-        tried = self._state.target
-        self._books.write("rollback", tried, choice.serving(self._state), result="accepted", who=who)
-        self.feed(state.RollbackAsked(uuid4().hex))
-        end = self._parts.clock() + wait_s
-        while self._state.target == tried and self._state.phase in ("trial", "abort") and self._parts.clock() < end:
+            self.feed(state.RollbackAsked(uuid4().hex))
+            self._books.write("rollback", *way, result="accepted", who=who)
+            pin = self._state.pin
+        promotion, end = pin.target.promotion if pin else "", self._parts.clock() + wait_s
+        while (self._rolling_back(promotion) or self._giving_up(tried)) and self._parts.clock() < end:
             await self._change(end - self._parts.clock())
 
     def hint(self) -> None:
         """Read the alias soon: somebody says that it moved."""
         self._alias.hint()
 
-    def status(self) -> Status:
-        """Return the rollout's state for people."""
+    def status(self) -> dict[str, Any]:
+        """Return the rollout's state for people, and what it knows of the registry."""
         found = status.status(self._state, self._parts.clock())
         if found["reason"] is None and found["state"] == "starting" and self._alias.trouble:
             found["reason"] = self._alias.trouble
-        return found
+        serving = choice.serving(self._state)
+        from_cache = serving is not None and self._parts.depot.from_cache(serving.digest)
+        return {**found, "registry": {**self._alias.status(), "from_cache": from_cache}}
 
     def arm(self, point: str, action: str, replica: str | None) -> None:
         """Hand a fault to one replica, or to every member, with its next answer."""
@@ -256,13 +253,6 @@ class Reconciler:
         await end_tasks(list(self._tasks))
 
     # Small things
-
-    def _pinned(self) -> str | None:
-        """Return the promotion of the rollback that stands and was not refused, None where there is none."""
-        pin, desired = self._state.pin, self._state.desired
-        if pin is None or not policy.stands(pin, desired) or policy.find(self._state.rejections, pin.target):
-            return None
-        return pin.target.promotion
 
     def _nothing_before(self) -> str:
         committed = self._state.committed
@@ -281,6 +271,13 @@ class Reconciler:
         if serving is not None and (serving.version, serving.digest) == (target.version, target.digest):
             return False
         return policy.find(now.rejections, target) is None
+
+    def _giving_up(self, tried: Target | None) -> bool:
+        """Return whether the attempt for ``tried`` is still under way although something else is wanted."""
+        now = self._state
+        if tried is None or now.target != tried:
+            return False
+        return choice.choose(now, self._parts.clock()) != policy.Roll(tried)
 
     async def _change(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

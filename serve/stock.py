@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from models import demo
-from models.errors import ConversionError, UnknownModelError
+from models.errors import ConversionError, RegistryError, ReleaseFaultError, ReleaseRejectedError, UnknownModelError
+from models.weights.cache import past_mending
 from models.weights.register import promote, register
 
 if TYPE_CHECKING:
@@ -56,17 +57,19 @@ def stock(
 
     sources: model name -> weights file to register, promote and serve, or None for what the registry holds already.
     The demo detector's own name is filled from the package where the registry holds nothing of it.
-    committed, cache: what this machine served last; enough for a model without a source, without asking the registry.
+    committed, cache: what this machine served last; enough for a model without a source, without asking the registry,
+    where every byte of it is sound.
     say: called with one line for people. progress: called with a stage's name and the fraction done, 0 to 1.
 
-    Raises ConversionError, ReleaseRejectedError, UnknownModelError or RegistryError, each in one sentence.
+    Raises ConversionError, ReleaseRejectedError, UnknownModelError or RegistryError, each in a sentence or two. Where
+    the registry is unreachable and the copy here is damaged, the damage is named.
     """
     for model, source in sources.items():
         if source is not None:
             _stock_file(registry, model, source, say, progress)
             continue
         # The rollout reads the registry anyway; asking here as well would take seconds, and it may be down.
-        if _kept_here(model, committed, cache) or registry_holds(registry, model):
+        if _served_here(model, committed, cache, registry):
             continue
         if model == demo.MODEL_NAME:
             _stock_demo(registry, say, progress)
@@ -86,10 +89,27 @@ def registry_holds(registry: Registry, model: str) -> bool:
         return False
 
 
-def _kept_here(model: str, committed: CommittedStore, cache: ReleaseCache) -> bool:
-    """Return whether this machine holds what the fleet committed last for ``model``, which a replica verifies."""
+def _served_here(model: str, committed: CommittedStore, cache: ReleaseCache, registry: Registry) -> bool:
+    """Return whether this machine holds what the fleet committed last for ``model``, or the registry a version.
+
+    A replica would find damage too, but nothing answers there that could tell of it.
+    """
+    damage: ReleaseFaultError | None = None
     last = committed.load(model)
-    return last is not None and cache.holds(last.digest)
+    if last is not None:
+        try:
+            if cache.open(model, last.version, last.digest) is not None:
+                return True
+        except ReleaseRejectedError:
+            return True  # the rollout refuses it by name and goes on with what is promoted
+        except ReleaseFaultError as error:
+            damage = error
+    try:
+        return registry_holds(registry, model)
+    except RegistryError as error:
+        if damage is None:
+            raise
+        raise past_mending(damage) from error
 
 
 def _stock_file(

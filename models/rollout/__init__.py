@@ -20,7 +20,8 @@ One actor reconciles the registry; every replica is a member that polls it; a le
 12. A failed preparation, or several deaths in the middle of it, reject the version; a transient failure waits.
     The first attempt ever is bounded in the same way, by the replicas that were told to load it. What was rejected for
     good stays so through every restart, in the durable record, until somebody promotes it anew.
-13. A rollback never returns to a version that was itself rolled back from.
+13. A rollback takes back the latest promotion. One that is not committed yet is given up in any phase, and what serves
+    stays; else what served before comes back, but never a version that was itself rolled back from.
 14. A canary step begins as a commit does, in a hold of all, so that a client whom the candidate has answered is not
     answered by the old version again before the attempt ends. Commit only after every trial step ended well; an abort
     ends the trial everywhere. Three exceptions remain, for clients of the canary only: a replica that joins meanwhile
@@ -28,7 +29,7 @@ One actor reconciles the registry; every replica is a member that polls it; a le
     dies between telling two replicas that a step begins, one is left with the canary until the actor is back, while the
     other's hold runs out and it serves the committed version to all.
 15. A version on probation that breaks its limits, or with which too many replicas die, is refused for good, and the one
-    before it comes back. What its promotion waived does not count against it; its errors always do.
+    before it comes back. What its promotion waived does not count against it, then or in a trial; its errors always do.
 
 ``fake_fleet`` runs all of it under a hostile scheduler and checks the promises after every event.
 """

@@ -34,6 +34,21 @@ def choose(state: State, now: float) -> policy.Action:
     return action if rolls and isinstance(first, policy.Refuse) else first
 
 
+def pending(state: State) -> Target | None:
+    """Return what a promotion brings to the fleet and has not committed yet, or is to bring once it is tried again.
+
+    None where there is nothing of the kind: a rollback is none, nor is what was refused for good.
+    """
+    if state.target is not None:
+        return None if returns(state, state.target) else state.target
+    if state.pin is not None and policy.stands(state.pin, state.desired):
+        return None
+    wanted, current = policy.wanted(state.desired, state.rejections), serving(state)
+    if wanted is None or (current is not None and (current.version, current.digest) == (wanted.version, wanted.digest)):
+        return None
+    return wanted
+
+
 def returns(state: State, target: Target) -> bool:
     """Return whether ``target`` is what a rollback returns to: it has served before and is judged by nobody."""
     return state.pin is not None and state.pin.target == target

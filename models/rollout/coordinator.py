@@ -14,11 +14,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from models.rollout import endings, policy, progress, proving
+from models.rollout import endings, policy, progress, proving, rollback
 from models.rollout import membership as members
 from models.rollout.choice import returns, serving
 from models.rollout.gates import refusal
-from models.rollout.messages import Attempt, Failure
+from models.rollout.messages import Attempt
 from models.rollout.state import (
     Admit,
     AdmitAsked,
@@ -110,10 +110,7 @@ def _take(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR091
         case MemberLeft(replica):
             return members.without(members.returned(state, replica), replica)
         case RollbackAsked(promotion):
-            if state.phase == "trial":
-                taken_back = Failure("rollback", "somebody took it back during its trial", permanent=True)
-                return endings.give_up(state, taken_back, now)
-            return proving.pin_back(state, promotion)
+            return rollback.roll_back(state, promotion, now)
 
 
 def _recovered(state: State, event: Recovered, now: float) -> State:
@@ -142,10 +139,15 @@ def _desired(state: State) -> Step:
         return state, ()
     if desired.promotion == pin.target.promotion or not policy.stands(pin, desired):
         return replace(state, pin=None), (SavePin(None),)
+    saved: tuple[Effect, ...] = ()
+    if policy.follows(pin, desired):
+        pin = replace(pin, over=(desired.promotion, desired.version), replaces="")
+        state, saved = replace(state, pin=pin), (SavePin(pin),)
     now_serving = serving(state)
     if now_serving is not None and (now_serving.version, now_serving.digest) == (pin.target.version, pin.target.digest):
-        return _arrived(state, pin)
-    return state, ()
+        state, arrived = _arrived(state, pin)
+        return state, (*saved, *arrived)
+    return state, saved
 
 
 def _arrived(state: State, pin: policy.Pin) -> Step:

@@ -128,7 +128,7 @@ class MemberLeft:
 
 @dataclass(frozen=True, slots=True)
 class RollbackAsked:
-    """Go back to what served before, under this fresh promotion id."""
+    """Take back what was promoted last, committed or not, under this fresh promotion id; see ``rollback.py``."""
 
     promotion: str
 

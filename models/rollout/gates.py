@@ -124,7 +124,7 @@ def latency_gate(serving_ms: float | None, candidate_ms: float | None, order: Or
     """Demand that the candidate takes at most ``factor`` times as long as the serving version.
 
     Args:
-        serving_ms: median time of a golden image in the version that serves (milliseconds); None where none was
+        serving_ms: least time of a golden image in the version that serves (milliseconds); None where none was
             measured, which passes and is told.
         candidate_ms: the same of the candidate, on the same images in the same process.
         order: of the promotion; ``force`` waives the gate.

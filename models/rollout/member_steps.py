@@ -24,7 +24,7 @@ class Directed:
 class Prepared:
     """The attempt's release is loaded, warm and sees.
 
-    golden_ms: median time of a golden image in it and in the one that serves (milliseconds), None where not measured.
+    golden_ms: least time of a golden image in it and in the one that serves (milliseconds), None where not measured.
     """
 
     attempt: Attempt

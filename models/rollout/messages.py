@@ -73,7 +73,7 @@ class Report:
     seq: rises by one a report, so that late ones are ignored. generation: the one it answers with.
     attempt: (generation, incarnation) that ``phase`` is about. candidate: digest loaded beside the active one.
     settled: highest generation whose decision it knows. trial: number of the attempt's trial step that runs here, 0 for
-    none; evidence: what it has shown here. golden_ms: median time of a golden image in the attempt's release and in the
+    none; evidence: what it has shown here. golden_ms: least time of a golden image in the attempt's release and in the
     one that serves (milliseconds). watch, watch_before: for a while after a commit, what the release that serves has
     shown here since, and what the one before had shown in its last hour.
     """

@@ -23,7 +23,8 @@ class Order:
     """What a promotion asks for beside the version. Raises InvalidOptionError for values outside their ranges.
 
     allow_contract_change: serve the version although its classes, task or stride differ from what clients know.
-    force: why the quality and latency gates are waived, at most 500 characters; "" waives nothing.
+    force: why the quality and latency gates are waived, latencies in trials and on probation included, at most 500
+    characters; "" waives nothing.
     shadow_s: time for which the candidate runs beside the serving version unseen (seconds, 0 for none).
     shadow_fraction: share of live images that it is shown meanwhile, above 0, at most 1.
     canary: rising shares of requests, above 0 and below 1, that it answers step by step; () for none.

@@ -34,11 +34,13 @@ class Pin:
 
     over: (promotion, version) of the alias at the time of the rollback: what the pin overrides.
     passing: it ends with its own commit, because what it overrides is a newer promotion that has nothing to do with it.
+    replaces: promotion of an earlier rollback, to which the alias may still be on its way; "" for none.
     """
 
     target: Target
     over: tuple[str, str]
     passing: bool = False
+    replaces: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +105,34 @@ def next_action(
 
 
 def stands(pin: Pin, desired: Desired | None) -> bool:
-    """Return whether ``pin`` still stands for the alias: no promotion other than the two it knows has appeared."""
-    if desired is None:
+    """Return whether ``pin`` still stands for the alias: no promotion other than those it knows has appeared."""
+    if desired is None or follows(pin, desired):
         return True
     return (desired.promotion, desired.version) == pin.over or desired.promotion == pin.target.promotion
 
 
+def follows(pin: Pin, desired: Desired) -> bool:
+    """Return whether the alias has just followed the earlier rollback that ``pin`` replaces."""
+    return bool(pin.replaces) and desired.promotion == pin.replaces
+
+
 def wanted(desired: Desired | None, rejections: Sequence[Rejection]) -> Target | None:
-    """Return the target that ``desired`` names, None where it names none or one that was refused for good."""
-    if desired is None or not desired.digest:
+    """Return the target that ``desired`` names, None where it names none that is ready or one refused for good."""
+    if desired is None or not desired.digest or desired.state != READY:
         return None
     target = Target(desired.version, desired.digest, desired.promotion)
-    rejection = find(rejections, target)
-    return None if rejection is not None and rejection.retry_at is None else target
+    return None if refused(rejections, target) else target
 
 
 def find(rejections: Sequence[Rejection], target: Target) -> Rejection | None:
     """Return the rejection of exactly this content under this promotion, or None."""
     return next((r for r in rejections if r.target == target), None)
+
+
+def refused(rejections: Sequence[Rejection], target: Target) -> bool:
+    """Return whether exactly this content under this promotion was refused for good."""
+    rejection = find(rejections, target)
+    return rejection is not None and rejection.retry_at is None
 
 
 def reject(
@@ -146,7 +158,12 @@ def decode_pin(text: str | None) -> Pin | None:
     try:
         raw = json.loads(text)
         promotion, version = raw["over"]
-        return Pin(Target(**raw["target"]), (str(promotion), str(version)), bool(raw.get("passing", False)))
+        return Pin(
+            Target(**raw["target"]),
+            (str(promotion), str(version)),
+            bool(raw.get("passing", False)),
+            str(raw.get("replaces", "")),
+        )
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -82,10 +82,12 @@ def _begin(state: State, now: float) -> Step:
 def _superseded(state: State, now: float) -> Step | None:
     if state.target is None or choose(state, now) == policy.Roll(state.target):
         return None
-    note = Failure(state.phase, "a newer promotion superseded it", permanent=False)
-    audit = Audit(state.target, "superseded", note)
+    newer = Failure(state.phase, "a newer promotion superseded it", permanent=False)
+    # What a rollback took back while its generation was being claimed was written down then.
+    known = policy.refused(state.rejections, state.target)
+    audit = () if known else (Audit(state.target, "superseded", newer),)
     state, effects = endings.abort(replace(state, note="", not_before=0.0), now)
-    return state, (audit, *effects)
+    return state, (*audit, *effects)
 
 
 def _ended(state: State, now: float) -> Step | None:

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 
 from models.evidence import Evidence, merge
 from models.rollout import endings, policy, probation, trial
-from models.rollout.choice import accepted_order, reports, serving, step_under_way
+from models.rollout.choice import accepted_order, pending, reports, serving, step_under_way
 from models.rollout.evidence import measured
-from models.rollout.messages import Failure, Target
+from models.rollout.messages import Failure
+from models.rollout.rollback import pin_back
 from models.rollout.state import Audit, Note, SavePin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from models.rollout.endings import Step
-    from models.rollout.messages import Attempt
+    from models.rollout.messages import Attempt, Target
     from models.rollout.state import State
     from models.rollout.trial import TrialStep
 
@@ -65,13 +66,13 @@ def _judge(state: State, attempt: Attempt, step: TrialStep, now: float) -> Step:
     # Those that began early are judged at once: a candidate that fails must not wait for a replica that stands still.
     evidence = evidence_of_trial(state)
     elapsed_s = 0.0 if state.begun is None else now - state.begun
-    match trial.judge(step, evidence, elapsed_s, state.timing.trial):
+    match trial.judge(step, evidence, elapsed_s, state.timing.trial, state.order):
         case trial.Wait():
             return state, ()
-        case trial.Abort(reason):
-            return endings.give_up(state, Failure(step.mode, reason, permanent=True), now)
-        case trial.Advance():
-            told = f"step {step.number}, {step.fraction:.1%} for {elapsed_s:.0f} s"
+        case trial.Abort(reason, permanent):
+            return endings.give_up(state, Failure(step.mode, reason, permanent), now)
+        case trial.Advance(waived):
+            told = f"step {step.number}, {step.fraction:.1%} for {elapsed_s:.0f} s" + (f"; {waived}" if waived else "")
             note = Note(attempt.target, step.mode, told, measured(evidence))
             return replace(state, phase="prepare", since=now, advanced=step.number), (note,)
 
@@ -84,11 +85,9 @@ def on_probation(state: State, attempt: Attempt) -> bool:
 def watch(state: State, now: float) -> Step:
     """Judge the committed version while it is on probation; a breach begins the rollback."""
     committed, limits = state.committed, state.timing.probation
-    if state.probation is None or committed is None or state.phase in ("boot", "hold", "commit"):
+    if state.probation is None or committed is None or state.phase in ("boot", "hold", "commit") or _leaving(state):
         return state, ()
     elapsed_s = now - state.probation
-    if state.pin is not None:
-        return state, ()
     reason = None
     if state.lost >= state.timing.max_deaths:
         reason = f"{state.lost} replicas died while they answered with it"
@@ -100,14 +99,23 @@ def watch(state: State, now: float) -> Step:
     if reason is None:
         return state, ()
     failure = Failure("probation", reason, permanent=True)
+    # A rollback that led to this version has taken back what was promoted meanwhile.
+    newer = pending(state) if state.pin is None else None
     refused = policy.reject(state.rejections, committed.target, failure, now=now, backoff_s=0.0, cap_s=0.0)
     state, effects = pin_back(replace(state, rejections=refused), f"probation-{committed.generation}")
-    desired = state.desired
-    if state.pin is not None and desired is not None and desired.digest != committed.target.digest:
+    if state.pin is not None and newer is not None and newer.digest != committed.target.digest:
         # Somebody has promoted something newer meanwhile: it comes after the way back.
         state = replace(state, pin=replace(state.pin, passing=True))
         effects = (SavePin(state.pin),)
     return replace(state, note=reason), (Audit(committed.target, "rolled back", failure), *effects)
+
+
+def _leaving(state: State) -> bool:
+    """Return whether a rollback from the committed version is under way; one that led to it leaves it on probation."""
+    pin, committed = state.pin, state.committed
+    if pin is None or committed is None:
+        return False
+    return (pin.target.version, pin.target.digest) != (committed.target.version, committed.target.digest)
 
 
 def _outlived(state: State, target: Target, elapsed_s: float) -> Note:
@@ -116,17 +124,6 @@ def _outlived(state: State, target: Target, elapsed_s: float) -> Note:
         return Note(target, "proven", f"nothing spoke against it in {elapsed_s:.0f} s", measured(since))
     told = f"nothing was seen of it in {elapsed_s:.0f} s: no replica tells of an image that it answered"
     return Note(target, "unproven", told, measured(since))
-
-
-def pin_back(state: State, promotion: str) -> Step:
-    """Return to what served before, under the promotion id ``promotion``; nothing where there is no such version."""
-    committed = state.committed
-    if committed is None or committed.back is None:
-        return state, ()
-    back = Target(committed.back.version, committed.back.digest, promotion)
-    over = state.desired or committed.target
-    pin = policy.Pin(back, (over.promotion, over.version))
-    return replace(state, pin=pin, probation=None, not_before=0.0), (SavePin(pin),)
 
 
 def retired(state: State) -> Step:

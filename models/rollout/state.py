@@ -121,7 +121,7 @@ class Timing:
     hold_backoff_cap_s: float = 5.0
     max_deaths: int = 3
     judge_every_s: float = 0.2
-    latency_factor: float = 1.5
+    latency_factor: float = 2.0
     trial: TrialLimits = field(default_factory=TrialLimits)
     probation: ProbationLimits = field(default_factory=lambda: ProbationLimits(window_s=0.0))
 

@@ -18,15 +18,17 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from models.errors import ReleaseFaultError, ReleaseRejectedError
+from models.errors import RegistryError, ReleaseFaultError, ReleaseRejectedError
 from models.weights.manifest import is_model_name
-from models.weights.release import read_folder
+from models.weights.release import finding, open_release, read_folder
 from models.weights.retention import Item
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from numpy.typing import NDArray
+
+    from models.types import Release
 
 _log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
@@ -71,25 +73,40 @@ class ReleaseCache:
                 shutil.rmtree(partial, ignore_errors=True)
 
     def get(self, digest: str) -> dict[str, NDArray[np.uint8]] | None:
-        """Return the raw files of a release, or None where the cache lacks it or cannot read it."""
+        """Return the raw files of a release, or None where the cache lacks it. Raises as ``read_folder`` does."""
         folder = self._folder(digest)
-        if not folder.is_dir():
-            return None
-        try:
-            return read_folder(folder)
-        except (ReleaseFaultError, ReleaseRejectedError) as error:
-            _log.warning("cached release %s is unreadable: %s", digest[:12], error)
-            if isinstance(error, ReleaseRejectedError):
-                # A folder that stays would keep every later put from replacing it.
-                self.drop(digest)
-            return None
+        return read_folder(folder) if folder.is_dir() else None
 
-    def holds(self, digest: str) -> bool:
-        """Return whether a release is stored, without reading it: one appears whole or not at all."""
-        return self._folder(digest).is_dir()
+    def open(self, model: str, version: str, digest: str) -> Release | None:
+        """Return a stored release with every byte verified, or None where the cache lacks it.
+
+        Raises ReleaseFaultError with step ``verify`` where the stored copy is damaged or cannot be read: it stays, so
+        that every later start can name the damage, until ``replace``. Raises ReleaseRejectedError with step
+        ``contract`` where it is as registered and yet no sound detector.
+        """
+        try:
+            files = self.get(digest)
+            return None if files is None else open_release(model, version, files, expect_digest=digest)
+        except ReleaseFaultError as error:
+            found, cause = "its files cannot be read", error.__cause__
+            if isinstance(cause, OSError) and cause.strerror:
+                found = f"{found} ({cause.strerror})"
+        except ReleaseRejectedError as error:
+            if error.step != "verify":
+                raise
+            found = finding(error)
+        if not self._folder(digest).is_dir():  # pruned while it was read
+            return None
+        msg = f"This machine's copy of version {version} of {model} (release {digest[:12]}) is damaged: {found}"
+        raise ReleaseFaultError(msg, step="verify")
+
+    def replace(self, digest: str, files: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Store verified files in place of whatever is there, which may be damaged; raises as ``put``."""
+        self.drop(digest)
+        self.put(digest, files)
 
     def drop(self, digest: str) -> None:
-        """Forget a release, e.g. because verification found it damaged; does nothing where it is absent."""
+        """Forget a release; does nothing where it is absent."""
         folder = self._folder(digest)
         if not folder.exists():
             return
@@ -129,6 +146,15 @@ class ReleaseCache:
             msg = "A release digest must be 64 hex digits; read it from the registry again."
             raise ReleaseRejectedError(msg, step="verify")
         return self._root / digest
+
+
+def past_mending(damage: ReleaseFaultError) -> RegistryError:
+    """Return the error where the damage of which ``ReleaseCache.open`` told meets a registry that cannot mend it."""
+    msg = (
+        f"{damage}; the registry, from which it would be fetched anew, cannot be reached. Start the registry, correct "
+        "its address, or restore this home from a backup."
+    )
+    return RegistryError(msg)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from models.weights.rollout_runs import RolloutRun
+
 
 class FakeRegistry:
     """Keeps everything in memory; ``down = True`` makes every call fail as an unreachable registry does. Thread-safe.
 
     files: (model, version) -> name -> bytes, open to tampering. serving: model -> what ``record_serving`` wrote last.
+    rollouts: ident -> what ``record_rollout`` wrote.
     """
 
     def __init__(self) -> None:
@@ -36,6 +39,7 @@ class FakeRegistry:
         self.down = False
         self.files: dict[tuple[str, str], dict[str, bytes]] = {}
         self.serving: dict[str, tuple[int, str, str]] = {}
+        self.rollouts: dict[str, RolloutRun] = {}
         self._versions: dict[str, list[VersionInfo]] = {}
         self._numbers: dict[str, int] = {}
         self._desired: dict[str, tuple[str, str, Order]] = {}
@@ -161,6 +165,12 @@ class FakeRegistry:
         with self._lock:
             self._reach()
             self.serving[model] = (generation, version, digest)
+
+    def record_rollout(self, run: RolloutRun) -> None:
+        """Keep a finished rollout, once. Raises RegistryError."""
+        with self._lock:
+            self._reach()
+            self.rollouts.setdefault(run.ident, run)
 
     def set_state(self, model: str, version: str, state: str) -> None:
         """Overwrite a version's ready tag, as somebody at the store could; "" removes it."""

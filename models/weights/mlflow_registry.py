@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from models.errors import RegistryError, ReleaseRejectedError, UnknownModelError, UnknownVersionError
 from models.rollout.order import PLAIN, to_document
 from models.weights import mlflow_entities as entities
+from models.weights import mlflow_runs
 from models.weights.registry import (
     DIGEST_TAG,
     EVALUATION_TAG,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from models.rollout.order import Order
     from models.weights.registry import Evaluation, VersionInfo
+    from models.weights.rollout_runs import RolloutRun
 
 EXPERIMENT = "steelyard"
 ARTIFACTS = "weights"
@@ -88,7 +90,7 @@ class MlflowRegistry:
         self._artifact_root = artifact_root
         self._lock = threading.Lock()
         self._client: Any = None
-        self._experiment: str | None = None
+        self._experiments: dict[str, str] = {}
 
     def models(self) -> list[str]:
         """Return the names of all registered models, sorted. Raises RegistryError."""
@@ -137,7 +139,7 @@ class MlflowRegistry:
         """Store ``folder`` as a new version; the ready tag is set last. Raises RegistryError."""
         with self._reaching() as client:
             run = client.create_run(
-                self._experiment_id(client), run_name=model, tags=entities.audit("register") | dict(tags)
+                self._experiment_id(client, EXPERIMENT), run_name=model, tags=entities.audit("register") | dict(tags)
             )
             client.log_artifacts(run.info.run_id, str(folder), artifact_path=ARTIFACTS)
             for name, value in metrics.items():
@@ -234,6 +236,11 @@ class MlflowRegistry:
             _registered_model(client, model)
             client.set_registered_model_tag(model, SERVING_TAG, json.dumps(note, sort_keys=True))
 
+    def record_rollout(self, run: RolloutRun) -> None:
+        """Keep a finished rollout as a run of its own experiment, once. Raises RegistryError."""
+        with self._reaching() as client:
+            mlflow_runs.write(client, self._experiment_id(client, mlflow_runs.EXPERIMENT), run)
+
     @staticmethod
     def _add(client: Any, model: str, run: Any, tags: Mapping[str, str], metrics: Mapping[str, float]) -> VersionInfo:
         entry = client.create_model_version(
@@ -261,23 +268,23 @@ class MlflowRegistry:
         except Exception as error:  # noqa: BLE001 - the version is gone, and some stores delete no files
             _log_cause(error)
 
-    def _experiment_id(self, client: Any) -> str:
-        if self._experiment is None:
+    def _experiment_id(self, client: Any, name: str) -> str:
+        if name not in self._experiments:
             location = None
             if self._artifact_root is not None:
                 self._artifact_root.mkdir(parents=True, exist_ok=True)
                 location = self._artifact_root.absolute().as_uri()
-            found = client.get_experiment_by_name(EXPERIMENT)
+            found = client.get_experiment_by_name(name)
             if found is None:
                 try:
-                    self._experiment = str(client.create_experiment(EXPERIMENT, artifact_location=location))
+                    self._experiments[name] = str(client.create_experiment(name, artifact_location=location))
                 except Exception:  # another process created it just now, or the next line says what is wrong
-                    found = client.get_experiment_by_name(EXPERIMENT)
+                    found = client.get_experiment_by_name(name)
                     if found is None:
                         raise
             if found is not None:
-                self._experiment = str(found.experiment_id)
-        return str(self._experiment)
+                self._experiments[name] = str(found.experiment_id)
+        return self._experiments[name]
 
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[Any]:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from models.weights.rollout_runs import RolloutRun
+
 PRODUCTION = "production"
 """The alias that names the desired version of a model."""
 
@@ -136,4 +138,8 @@ class Registry(Protocol):
 
     def record_serving(self, model: str, *, generation: int, version: str, digest: str) -> None:
         """Write what the fleet has committed, for people and audits; nobody reads it back to decide."""
+        ...
+
+    def record_rollout(self, run: RolloutRun) -> None:
+        """Keep a finished rollout for people; repeating it with the same ident changes nothing."""
         ...

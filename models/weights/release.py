@@ -29,12 +29,14 @@ __all__ = [
     "Manifest",
     "SignatureCheck",
     "file_sha256",
+    "finding",
     "open_release",
     "read_folder",
 ]
 
 MAX_RELEASE_BYTES = 2 * 1024**3
 MAX_FILES = 64
+_ADVICE = "; register the weights again and promote the new version."
 
 SignatureCheck = Callable[[str, str, str], None]
 """The place of signing: called with (model, version, digest) once the digest is known to be true. It compares them with
@@ -118,6 +120,11 @@ def read_folder(folder: Path, *, max_bytes: int = MAX_RELEASE_BYTES) -> dict[str
     return files
 
 
+def finding(error: ReleaseRejectedError) -> str:
+    """Return what ``open_release`` or ``read_folder`` found, without their advice: of a copy, only the copy is bad."""
+    return str(error).removesuffix(_ADVICE)
+
+
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file in 64 hex digits. Raises OSError."""
     with path.open("rb") as file:
@@ -141,8 +148,12 @@ def _verify_files(manifest: Manifest, files: Mapping[str, NDArray[np.uint8]]) ->
         array = files[name]
         if array.dtype != np.uint8 or array.ndim != 1 or array.size != entry.size:
             _refuse(f"The file {name} has {array.size} bytes instead of {entry.size}")
-        if hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() != entry.sha256:
-            _refuse(f"The file {name} is not the one that was registered: its digest differs")
+        found = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+        if found != entry.sha256:
+            _refuse(
+                f"The file {name} is not the one that was registered: its digest differs, {found[:12]} instead of "
+                f"{entry.sha256[:12]}"
+            )
 
 
 def _expected(entry: GoldenEntry) -> Detections:
@@ -154,5 +165,5 @@ def _expected(entry: GoldenEntry) -> Detections:
 
 
 def _refuse(what: str) -> NoReturn:
-    msg = f"{what}; register the weights again and promote the new version."
+    msg = f"{what}{_ADVICE}"
     raise ReleaseRejectedError(msg, step="verify")

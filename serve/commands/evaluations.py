@@ -21,7 +21,7 @@ def evaluate(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compute VERSION's mAP on labelled images with Ultralytics' validator and keep it in the registry.
+    """Compute VERSION's mAP on labelled images, scored as Ultralytics' val scores, and keep it in the registry.
 
     What is evaluated is the release that would serve. The quality gate of `steelyard promote` compares versions that
     were evaluated on the same images and labels.

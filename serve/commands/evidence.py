@@ -1,4 +1,4 @@
-"""What a trial and a probation have shown so far, in lines of text."""
+"""What a trial and a probation have shown so far, and whether the registry answers, in lines of text."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ PERCENT = 100.0
 
 
 def progress_lines(state: "Rollout") -> list[str]:
-    """Return a line for each gate's verdict, for the trial step and for the probation, as far as there are any."""
+    """Return a line each for the gates' verdicts, trial step, probation and a silent registry, if there are any."""
     lines = []
     for verdict in state.get("verdicts", []):
         word = "waived" if verdict["waived"] else "passed" if verdict["passed"] else "refused"
@@ -24,13 +24,22 @@ def progress_lines(state: "Rollout") -> list[str]:
     probation = state.get("probation")
     if probation is not None:
         lines.append(f"probation: {probation['left_s']:.0f} s left; {_figures(probation['evidence'])}")
+    registry = state.get("registry")
+    if registry is not None and registry["reachable"] is False:
+        since = "never read" if registry["age_s"] is None else f"last read {registry['age_s']:.0f} s ago"
+        lines.append(f"registry out of reach, {since}: {registry['reason']}")
     return lines
 
 
 def without_time(state: "Rollout") -> dict[str, Any]:
-    """Return the state without what changes by itself, so that only news is shown: seconds left, evidence."""
-    trial, probation = state.get("trial"), state.get("probation")
-    return {**state, "trial": trial and trial["number"], "probation": probation is not None}
+    """Return the state without what changes by itself, so that only news is shown: seconds, evidence, counts."""
+    trial, probation, registry = state.get("trial"), state.get("probation"), state.get("registry")
+    return {
+        **state,
+        "trial": trial and trial["number"],
+        "probation": probation is not None,
+        "registry": registry and (registry["reachable"], registry["reason"], registry["from_cache"]),
+    }
 
 
 def _figures(evidence: "Mapping[str, float]") -> str:

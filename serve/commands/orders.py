@@ -27,7 +27,11 @@ ShadowOption = Annotated[
 ]
 CanaryOption = Annotated[
     str | None,
-    typer.Option("--canary", help="Then let it answer rising shares of requests, e.g. 5%,25%.", metavar="SHARES"),
+    typer.Option(
+        "--canary",
+        help="Then let it answer rising shares of the clients that send X-Client-Id, e.g. 5%,25%.",
+        metavar="SHARES",
+    ),
 ]
 StepOption = Annotated[
     str | None, typer.Option("--step", help="How long each canary share lasts; default 5m.", metavar="TIME")

@@ -40,3 +40,22 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield started
     finally:
         stop(started)
+
+
+@pytest.fixture(scope="session")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Return a running service that judges versions as services do, on fewer images: every gate, every probation."""
+    folder = tmp_path_factory.mktemp("judged")
+    started = start(
+        folder / "home",
+        folder / "serve.log",
+        "--replicas",
+        "2",
+        STEELYARD_ALLOW_FAULT_INJECTION="true",
+        STEELYARD_POLL_INTERVAL_S="0.5",
+        STEELYARD_TRIAL_IMAGES="10",
+    )
+    try:
+        yield started
+    finally:
+        stop(started)

@@ -10,18 +10,17 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import mlflow
 import numpy as np
 import pytest
 import ray
 from PIL import Image
-from ray._private import ray_constants
-from ray.cluster_utils import Cluster
 from ray_fleet import MODEL, all_on, call, fleet_settings, serving, start, stocked_registry, until
+from ray_nodes import Nodes
 
-from serve.rollout import NAMESPACE, actor_name
+from serve.rollout_actor import NAMESPACE, actor_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,41 +91,6 @@ class Callers:
             else:
                 self.refused.append("no replica is left")
             self._stop.wait(0.01)
-
-
-NODE: Final = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 100 * 2**20}
-
-
-class Nodes:
-    """Several of Ray's nodes on this machine, each with a resource of its own name."""
-
-    def __init__(self, folder: Path) -> None:
-        """Start the head and connect to it."""
-        # Ray notes the last cluster's address there, for programs that want any; nobody is to find this one.
-        (folder / "ray").mkdir()
-        self._environment = pytest.MonkeyPatch()
-        self._environment.setenv("RAY_TMPDIR", str(folder))
-        # Under the name of two systems: the nodes' own address is loopback.
-        self._environment.setenv(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
-        self._environment.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
-        head = {"include_dashboard": False, "temp_dir": str(folder / "r"), "resources": {"head": 9}}
-        self.cluster = Cluster(initialize_head=True, head_node_args={**NODE, **head})
-        self._nodes: dict[str, Any] = {}
-        ray.init(address=self.cluster.address, log_to_driver=False)
-
-    def add(self, name: str) -> None:
-        """Start one more node."""
-        self._nodes[name] = self.cluster.add_node(resources={name: 9}, **NODE)
-
-    def lose(self, name: str) -> None:
-        """Kill all processes of a node."""
-        self.cluster.remove_node(self._nodes.pop(name), allow_graceful=False)
-
-    def close(self) -> None:
-        """End all of them."""
-        ray.shutdown()
-        self.cluster.shutdown()
-        self._environment.undo()
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from ray_fleet import MODEL, all_on, call, fleet_settings, serving, start, stock
 
 from models.errors import UnknownModelError, UnknownVersionError
 from serve.ledger import RayLedger
-from serve.rollout import NAMESPACE, actor_name
+from serve.rollout_actor import NAMESPACE, actor_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

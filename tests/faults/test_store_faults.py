@@ -25,7 +25,7 @@ from models.weights.cache import ReleaseCache
 from models.weights.manifest import ONNX
 from serve.depot import Depot
 from serve.faults import FaultPoints
-from serve.rollout import REGISTRY_THREADS
+from serve.rollout_actor import REGISTRY_THREADS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -22,10 +22,10 @@ from serve.settings import Settings
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "loadtest"))
 
 import accuracy
-from ultralytics_val import CONF, IOU, MAX_DET, Boxes, Ultralytics
+from ultralytics_val import CONF, IOU, MAX_DET, Ultralytics
 
 if TYPE_CHECKING:
-    from models.types import Release
+    from models.types import Detections, Release
     from models.weights.fake_registry import FakeRegistry
 
 pytestmark = pytest.mark.shared
@@ -47,11 +47,11 @@ class OneEngine(FakeService):
         return {"coco": self.one}
 
 
-def served(release: Release, images: list[Path]) -> dict[str, Boxes]:
+def served(release: Release, images: list[Path]) -> dict[str, Detections]:
     """Return what the API answers to every image, by file name: fp32, the request flow of a replica, no network."""
     bodies = [image.read_bytes() for image in images]
 
-    async def scene() -> dict[str, Boxes]:
+    async def scene() -> dict[str, Detections]:
         runtime = select_backend("openvino", precision="fp32", threads=2, gpu=False)
         async with Engine(runtime) as engine:
             await engine.prepare(release)
@@ -61,7 +61,7 @@ def served(release: Release, images: list[Path]) -> dict[str, Boxes]:
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", timeout=60) as client:
 
-                async def ask(picture: bytes) -> Boxes:
+                async def ask(picture: bytes) -> Detections:
                     async with gate:
                         answer = await client.post(
                             "/v1/detect",

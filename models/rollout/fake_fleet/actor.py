@@ -130,7 +130,7 @@ class FakeActor:
         world = self._world
         match effect:
             case state.Fetch(target):
-                if self is world.actor and target in world.taken_back:
+                if self is world.actor and target in world.refused:
                     msg = f"{target.digest} is tried again, which was refused for good"
                     raise ViolationError(msg)
                 self.fetching = target
@@ -174,7 +174,7 @@ class FakeActor:
         world = self._world
         world.stored_rejections = policy.encode_rejections(self.state.rejections)
         if self is world.actor:
-            world.taken_back.add(target)
+            world.refused.add(target)
 
     def _answer(self) -> None:
         """Answer every open poll and every starting replica that there is something to say to."""
@@ -183,6 +183,8 @@ class FakeActor:
             directive = answers.directive_for(self.state, name, world.now)
             if directive is not None:
                 self.polls.discard(name)
+                if directive.attempt is not None and directive.step is not None and directive.step.canary:
+                    world.clients.canaries.setdefault(directive.attempt.generation, world.clients.next_turn())
                 world.mail.append(("directive", name, directive))
         found = answers.join_answer(self.state, world.now) if self.joiners else None
         if found is not None:

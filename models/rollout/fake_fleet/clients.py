@@ -17,7 +17,7 @@ class Clients:
     """What each client has seen.
 
     Attributes: ended, the generations given up: whoever had seen one goes back. turn counts what happens; canaries
-    holds the turn at which a generation first answered a client before its commit.
+    holds the turn at which a replica was first told that a generation may answer clients before its commit.
     """
 
     def __init__(self) -> None:

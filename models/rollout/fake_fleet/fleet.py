@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from models.rollout import member, state
 from models.rollout.fake_fleet.actor import FakeActor
-from models.rollout.fake_fleet.promises import check, converged
+from models.rollout.fake_fleet.promises import check, check_way_back, converged, note_rollback
 from models.rollout.fake_fleet.replica import FakeReplica
 from models.rollout.fake_fleet.world import MODEL, World
 from models.rollout.order import PLAIN, Order
@@ -190,10 +190,15 @@ class FakeFleet(World):
         self.alias = Desired(MODEL, str(chosen), f"d{chosen}", "ready", promotion, order)
 
     def rollback(self) -> None:
-        """Ask the actor for the version before."""
+        """Ask the actor to take back what was promoted last."""
         self.promotions += 1
-        if self.actor is not None:
+        if self.actor is None or not self.actor.recovered:
+            return
+        before = self.actor.state
+        note_rollback(self, before)
+        if "deaf_to_rollbacks" not in self.flaws:
             self.actor.feed(state.RollbackAsked(f"q{self.promotions}"))
+            check_way_back(before, self.actor.state)
 
     def toggle_ledger(self) -> None:
         """Cut the ledger off, or let it come back, for everybody."""
@@ -262,19 +267,32 @@ class FakeFleet(World):
         self.advance(0.05)
         check(self)
 
+    def step_in_turn(self) -> None:
+        """Let one thing happen, in a fair order: what is under way first, else everybody polls and time passes."""
+        if not self._one_thing() and self.actor is not None:
+            self.actor.read_alias()
+            self._replicas_work(None)
+            self.advance(0.05)
+        check(self)
+
     def _drain(self) -> None:
         for _ in range(200):
-            if self.actor is not None and self.actor.fetching:
-                self.actor.fetch()
-            elif self.actor is not None and self.actor.judging:
-                self.actor.judge()
-            elif self.actor is not None and self.actor.queue:
-                self.actor.work()
-            elif self.mail:
-                self.deliver(0)
-            else:
+            if not self._one_thing():
                 return
             check(self)
+
+    def _one_thing(self) -> bool:
+        if self.actor is not None and self.actor.fetching:
+            self.actor.fetch()
+        elif self.actor is not None and self.actor.judging:
+            self.actor.judge()
+        elif self.actor is not None and self.actor.queue:
+            self.actor.work()
+        elif self.mail:
+            self.deliver(0)
+        else:
+            return False
+        return True
 
     def _replicas_work(self, silent: FakeReplica | None) -> None:
         for replica in [each for each in self.replicas.values() if each is not silent]:

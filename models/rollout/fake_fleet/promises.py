@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from models.rollout import choice, policy
+from models.rollout import choice, policy, rollback
 from models.rollout.fake_fleet.world import BAD, ViolationError
 
 if TYPE_CHECKING:
     from models.rollout.fake_fleet.world import World
-
+    from models.rollout.messages import Target
+    from models.rollout.state import State
 
 JUDGES = ("load", "quality", "shadow", "canary", "rollback", "probation")
 """Steps at which a version that replicas can load is refused for good: by its nature, by somebody, for deaths (which is
@@ -61,3 +62,36 @@ def converged(world: World) -> bool:
     )
     wanted = actor.state.pin.target.digest if actor.state.pin else world.alias.digest
     return same and (refused if wanted in BAD else committed.target.digest == wanted or unlucky)
+
+
+def note_rollback(world: World, now: State) -> None:
+    """Remember what is under way while somebody asks for a rollback: it may not be committed, unless it is already."""
+    target = _promoted(now)
+    if target is None:
+        return
+    world.events[f"rollback in {now.phase}"] += 1
+    world.events["rollback in canary hold"] += now.phase == "hold" and choice.next_step(now) is not None
+    if now.phase != "commit":
+        world.called_off.add(target)
+
+
+def check_way_back(before: State, after: State) -> None:
+    """Raise ViolationError where a rollback asked in the middle of an attempt leads elsewhere than to what serves.
+
+    Where another rollback is under way already, that one's aim stands.
+    """
+    standing, pin = rollback.standing(before), after.pin
+    way = standing.target if standing else choice.serving(before)
+    if _promoted(before) is None or way is None:
+        return
+    if pin is None or (pin.target.version, pin.target.digest) != (way.version, way.digest):
+        msg = f"a rollback in {before.phase} leads to {pin} instead of {way}"
+        raise ViolationError(msg)
+
+
+def _promoted(state: State) -> Target | None:
+    """Return the target under way, None where nothing serves beside it or it is that of a rollback."""
+    target = state.target
+    if state.committed is None or target is None or (state.pin is not None and state.pin.target == target):
+        return None
+    return target

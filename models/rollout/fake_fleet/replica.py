@@ -197,8 +197,6 @@ class FakeReplica:
         self.trial, self.trial_at = (attempt.generation, digest, step), world.now
         world.begun.setdefault((attempt.target, step.number), world.now)
         world.events[f"{step.mode} begun"] += 1
-        if step.canary:
-            world.clients.canaries.setdefault(attempt.generation, world.clients.next_turn())
         self.tell(member.TrialBegun(attempt, step.number))
 
     def _fill_slot(self, digest: str) -> None:

@@ -23,6 +23,7 @@ MODEL = "m"
 FLAWS = (
     "no_hold", "decide_alone", "no_death_margin", "members_from_polls", "admit_any_time", "no_fence",
     "canary_without_hold", "endless_trial", "blind_judge", "no_gate", "forgotten_refusals",
+    "deaf_to_rollbacks",
 )  # fmt: skip
 """Rules of the protocol that a fleet can be told to break, to prove that the checks would notice."""
 FIRST_GOOD = Target("1", "d1", "p1")
@@ -46,8 +47,8 @@ class World:
 
     Attributes: commits is digest by generation; observed, the highest generation that a client has seen; mail holds
     (kind, replica, payload) in the order sent; actor is the life in charge and earlier one that still runs beside it.
-    orders is by promotion id; begun, when a trial step of a target first began on a replica; taken_back, the targets
-    that were refused for good after the first commit.
+    orders is by promotion id; begun, when a trial step of a target first began on a replica; refused, the targets that
+    were refused for good after the first commit; called_off, those under way when somebody asked for a rollback.
     """
 
     def __init__(self, choose: Chooser, flaws: frozenset[str]) -> None:
@@ -72,7 +73,8 @@ class World:
         )
         self.orders: dict[str, Order] = {}
         self.begun: dict[tuple[Target, int], float] = {}
-        self.taken_back: set[Target] = set()
+        self.refused: set[Target] = set()
+        self.called_off: set[Target] = set()
         self.clients = Clients()
         self.actor: FakeActor | None = None
         self.earlier: FakeActor | None = None
@@ -111,8 +113,11 @@ class World:
         if digest in BAD:
             msg = f"I3: generation {generation} commits {digest}, which fails"
             raise ViolationError(msg)
-        if target in self.taken_back:
+        if target in self.refused:
             msg = f"generation {generation} commits {digest}, which was refused for good"
+            raise ViolationError(msg)
+        if target in self.called_off:
+            msg = f"generation {generation} commits {digest} after a rollback had taken that promotion back"
             raise ViolationError(msg)
         if attempt.previous is not None and not attempt.rollback:
             self._judged(attempt.target)

@@ -19,8 +19,10 @@ from serve.depot import Depot
 from serve.fake_engine import FakeEngine
 from serve.faults import FaultPoints
 from serve.member import Member
+from serve.prometheus import PrometheusSink
 from serve.reconciler import Parts, Reconciler
-from serve.rollout import prune
+from serve.rollout_actor import prune
+from serve.rollout_metrics import RolloutMetrics
 from serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ class Fleet:
         self.engines: dict[str, FakeEngine] = {}
         self.loops: dict[str, asyncio.Task[None]] = {}
         self.timing = Timing()
+        self.sink = PrometheusSink()
+        self.metrics: RolloutMetrics | None = None
         self.reconciler: Reconciler | None = None
         self.lives = 0
         self.deposed = 0
@@ -72,6 +76,8 @@ class Fleet:
         self.depot = depot = Depot(
             self.registry, self.cache, share=dict, in_thread=_at_once, in_registry_thread=_at_once, faults=self.faults
         )
+        self.sink = PrometheusSink()
+        self.metrics = RolloutMetrics(self.sink, clock=loop.time)
         self.reconciler = Reconciler(
             MODEL,
             Parts(
@@ -89,6 +95,7 @@ class Fleet:
                 timing=self.timing,
                 poll_interval_s=1.0,
                 prepare_timeout_s=60.0,
+                metrics=self.metrics,
                 clock=loop.time,
             ),
         )

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sqlite3
 import tarfile
@@ -231,6 +232,18 @@ def test_nothing_is_written_outside_the_home(file: Path, tmp_path: Path, name: s
     with pytest.raises(BackupError, match="nothing was restored"):
         restore(forged(file, name, kind=kind, link="/etc/passwd"), tmp_path / "new", progress=silent)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_one_changed_byte_of_any_file_is_refused(file: Path, tmp_path: Path) -> None:
+    """In a sound archive, of the right length: only the sums of the manifest tell."""
+    entries = members(file)
+    assert {info.name.partition("/")[0] for info, _ in entries[1:-1]} == {"registry", "committed", "audit", "cache"}
+    for number, (info, data) in enumerate(entries[1:-1], start=1):
+        changed = bytes([data[0] ^ 1]) + data[1:]
+        write(tmp_path / "changed.tar", [*entries[:number], (info, changed), *entries[number + 1 :]])
+        with pytest.raises(BackupError, match=f"{re.escape(info.name[:80])}' with other bytes"):
+            restore(tmp_path / "changed.tar", tmp_path / "new", progress=silent)
+        assert not (tmp_path / "new").exists()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

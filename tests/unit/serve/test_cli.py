@@ -229,6 +229,21 @@ def test_promote_hands_on_reason_and_order(site: Site) -> None:
     assert site.fleet.orders == [("2", "hot fix", order)]
 
 
+def test_promote_waits_longer_for_trials(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their own time is not taken from that of the replicas."""
+    waited: list[float] = []
+    follow = rollouts.follow
+
+    def noting(*arguments: Any, timeout: float, **named: Any) -> Rollout:
+        waited.append(timeout)
+        return follow(*arguments, timeout=timeout, **named)
+
+    monkeypatch.setattr(rollouts, "follow", noting)
+    for options in ((), ("--shadow", "10m", "--canary", "5%,25%", "--step", "90s")):
+        assert steelyard("promote", "checkout", "2", "--home", site.home, "--timeout", "7", *options).exit_code == 0
+    assert waited == [7.0, 7.0 + 600.0 + 2 * 90.0]
+
+
 def test_promote_without_a_service_keeps_the_order(stocked: Stocked) -> None:
     """The registry holds it until a service reads the alias."""
     done = steelyard("promote", "checkout", "2", "--home", stocked.home, "--allow-contract-change")

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from models.errors import InvalidOptionError
 from models.rollout.order import Order
+from serve import catalog, client_answers
 from serve.admin import Promotion, parse_promote
 from serve.client import Box, ServiceError, SteelyardClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pydantic import BaseModel
 
 JPEG = b"\xff\xd8\xff\xe0 not really"
 ANSWER: dict[str, Any] = {
@@ -211,6 +214,24 @@ def test_no_answer_ends_in_another_error(body: bytes, status: int) -> None:
     """Whatever a server answers, callers see an answer or a ServiceError, never a KeyError."""
     with FakeWire(httpx.Response(status, content=body)).client(retries=0) as client, pytest.raises(ServiceError):
         client.detect(JPEG)
+
+
+@pytest.mark.parametrize(
+    ("row", "documented"),
+    [
+        (client_answers.ModelRow, catalog.ModelSummary),
+        (client_answers.VersionRow, catalog.VersionSummary),
+        (client_answers.ReplicaRow, catalog.ReplicaState),
+        (client_answers.TrialRow, catalog.TrialState),
+        (client_answers.ProbationRow, catalog.ProbationState),
+        (client_answers.VerdictRow, catalog.GateVerdict),
+        (client_answers.RegistryRow, catalog.RegistryState),
+        (client_answers.Rollout, catalog.RolloutState),
+    ],
+)
+def test_a_row_holds_what_is_documented(row: type, documented: type[BaseModel]) -> None:
+    """The client's types are its own, since it may talk to another release; of this one it misses no field."""
+    assert set(row.__annotations__) == set(documented.model_fields)
 
 
 def test_a_list_that_is_none_is_an_error() -> None:

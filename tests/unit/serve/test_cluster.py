@@ -1,22 +1,10 @@
 """Starting and ending a Ray of our own: what can be shown without one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from serve.cluster import end, main, make_folder, processes_of, reason_of
-from serve.environment import token_path
-
-SLEEPER = "import subprocess, sys, time; print(flush=True); time.sleep(60)"
-PARENT = (
-    "import os, subprocess, sys\n"
-    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], env={})\n"
-    "print(child.pid, flush=True)\n"
-    "child.wait()\n"
-)
+from serve.cluster import main, make_folder, reason_of
 
 
 def test_folders_are_private_and_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,29 +18,6 @@ def test_folders_are_private_and_short(tmp_path: Path, monkeypatch: pytest.Monke
         assert folder.stat().st_mode & 0o777 == 0o700
     finally:
         folder.rmdir()
-
-
-def test_a_clusters_processes_are_found_and_ended_and_no_others(tmp_path: Path) -> None:
-    """The environment tells, and descendants count even without it."""
-    mark = {**os.environ, "RAY_AUTH_TOKEN_PATH": str(token_path(tmp_path))}
-    foreign = subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE)
-    ours = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, env=mark)
-    try:
-        assert ours.stdout is not None
-        assert foreign.stdout is not None
-        child = int(ours.stdout.readline())
-        foreign.stdout.readline()
-        found = processes_of(tmp_path)
-        assert {process.pid for process in found} == {ours.pid, child}
-        end(found)
-        assert not [process for process in found if process.is_running() and process.status() != "zombie"]
-        assert foreign.poll() is None
-    finally:
-        for process in (ours, foreign):
-            process.kill()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
 
 
 @pytest.mark.parametrize(

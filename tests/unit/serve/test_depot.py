@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
+from release_files import release_files
 
-from models.types import Thresholds
+from models.errors import RegistryError
 from models.weights.cache import ReleaseCache
 from models.weights.fake_registry import FakeRegistry
-from models.weights.manifest import MANIFEST, ONNX, FileEntry, Manifest, Source
+from models.weights.manifest import ONNX
 from serve.depot import Depot
 from serve.fake_time import run
 from serve.faults import FaultPoints
@@ -21,34 +22,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def _release(number: int) -> tuple[str, dict[str, bytes]]:
-    graph = f"graph {number}".encode()
-    manifest = Manifest(
-        model="m",
-        task="detect",
-        names=("a",),
-        stride=32,
-        imgsz=320,
-        head="end2end",
-        dynamic=True,
-        thresholds=Thresholds(),
-        files={ONNX: FileEntry(hashlib.sha256(graph).hexdigest(), len(graph))},
-        source=Source("ab" * 32, 7, "pt"),
-        libraries={},
-        golden=(),
-        metrics={},
-        parity={},
-    )
-    return manifest.digest, {ONNX: graph, MANIFEST: manifest.to_bytes()}
-
-
 class Place:
     """A depot whose registry threads can all be blocked. calls: names of what ran on each kind of thread."""
 
     def __init__(self, folder: Path) -> None:
         """Build it with version 1 in the registry."""
         self.registry, self.cache = FakeRegistry(), ReleaseCache(folder / "cache")
-        self.digest, files = _release(1)
+        self.digest, files = release_files(1)
         (folder / "v1").mkdir()
         for name, data in files.items():
             (folder / "v1" / name).write_bytes(data)
@@ -83,7 +63,7 @@ def test_only_the_download_runs_on_the_threads_of_the_registry(tmp_path: Path) -
         place = Place(tmp_path)
         await place.depot.stock("m", "1", place.digest)
         assert place.remote == ["_fetch"]
-        assert place.disk == ["_cached", "open_release", "put", "dict"]
+        assert place.disk == ["open", "open_release", "replace", "dict"]
         assert place.depot.held == {place.digest}
 
     run(story())
@@ -94,7 +74,7 @@ def test_a_cached_release_is_here_though_every_thread_of_the_registry_is_blocked
 
     async def story() -> None:
         place = Place(tmp_path)
-        _, files = _release(1)
+        _, files = release_files(1)
         place.cache.put(place.digest, {name: np.frombuffer(data, np.uint8) for name, data in files.items()})
         place.blocked = True
         await asyncio.wait_for(place.depot.stock("m", "1", place.digest), 1.0)
@@ -111,5 +91,60 @@ def test_what_is_not_kept_is_let_go(tmp_path: Path) -> None:
         await place.depot.stock("m", "1", place.digest)
         place.depot.keep_only({"other"})
         assert place.depot.held == frozenset()
+
+    run(story())
+
+
+def _graph(folder: Path) -> Path:
+    (found,) = folder.rglob(ONNX)
+    return found
+
+
+def test_where_a_release_came_from_is_known_until_it_is_let_go(tmp_path: Path) -> None:
+    """Health tells of a start that rests on the cache alone."""
+
+    async def story() -> None:
+        place = Place(tmp_path)
+        await place.depot.stock("m", "1", place.digest)
+        assert not place.depot.from_cache(place.digest)
+        place.depot.keep_only(set())
+        await place.depot.stock("m", "1", place.digest)
+        assert place.depot.from_cache(place.digest)
+        place.depot.keep_only(set())
+        assert not place.depot.from_cache(place.digest)
+
+    run(story())
+
+
+def test_a_damaged_copy_is_named_while_there_is_no_registry_and_replaced_once_there_is(tmp_path: Path) -> None:
+    """Not only at the first try: the rollout repeats it, and its last word is what people read."""
+
+    async def story() -> None:
+        place = Place(tmp_path)
+        await place.depot.stock("m", "1", place.digest)
+        place.depot.keep_only(set())
+        graph = _graph(tmp_path / "cache")
+        graph.write_bytes(b"grape 1")
+        place.registry.down = True
+        for _ in range(2):
+            with pytest.raises(RegistryError, match=r"version 1 of m .*digest differs.* cannot be reached"):
+                await place.depot.stock("m", "1", place.digest)
+        assert not place.depot.from_cache(place.digest)
+        place.registry.down = False
+        await place.depot.stock("m", "1", place.digest)
+        assert graph.read_bytes() == b"graph 1"
+
+    run(story())
+
+
+def test_without_a_copy_the_registrys_own_error_comes_out(tmp_path: Path) -> None:
+    """Nothing is damaged then."""
+
+    async def story() -> None:
+        place = Place(tmp_path)
+        place.registry.down = True
+        with pytest.raises(RegistryError) as told:
+            await place.depot.stock("m", "1", place.digest)
+        assert "damaged" not in str(told.value)
 
     run(story())

@@ -53,3 +53,23 @@ def test_seconds_and_counts_alone_are_no_news() -> None:
     assert without_time(_state(trial=_trial(2, 9.0, {}))) == without_time(_state(trial=_trial(2, 8.0, SEEN)))
     assert without_time(_state(trial=_trial(2, 9.0, {}))) != without_time(_state(trial=_trial(3, 9.0, {})))
     assert without_time(_state(trial=None)) != without_time(_state(trial=_trial(1, 9.0, {})))
+
+
+def _registry(**changes: Any) -> dict[str, Any]:
+    return {"reachable": True, "age_s": 1.0, "failures": 0, "reason": None, "from_cache": False} | changes
+
+
+def test_a_registry_gets_a_line_where_it_does_not_answer() -> None:
+    """And none where it does, or was not asked yet."""
+    assert progress_lines(_state(registry=_registry())) == []
+    assert progress_lines(_state(registry=_registry(reachable=None, age_s=None))) == []
+    gone = _registry(reachable=False, age_s=61.2, failures=12, reason="it hangs")
+    assert progress_lines(_state(registry=gone)) == ["registry out of reach, last read 61 s ago: it hangs"]
+    assert progress_lines(_state(registry=gone | {"age_s": None})) == ["registry out of reach, never read: it hangs"]
+
+
+def test_only_a_change_of_the_registry_is_news() -> None:
+    """Its age and its failures grow by themselves."""
+    seen = without_time(_state(registry=_registry()))
+    assert seen == without_time(_state(registry=_registry(age_s=5.0, failures=3)))
+    assert seen != without_time(_state(registry=_registry(reachable=False, reason="it hangs")))

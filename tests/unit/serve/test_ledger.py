@@ -19,6 +19,8 @@ class FakeGcsClient:
         """Start empty and healthy."""
         self.data: dict[tuple[bytes, bytes], bytes] = {}
         self.fault: Any = None
+        self.reads = 0
+        self.repeats = False
 
     async def async_internal_kv_put(
         self,
@@ -35,10 +37,11 @@ class FakeGcsClient:
         fresh = (namespace, key) not in self.data
         if fresh or overwrite:
             self.data[namespace, key] = value
-        return int(fresh)
+        return int(fresh and not self.repeats)
 
     async def async_internal_kv_get(self, key: bytes, *, namespace: bytes, timeout: float) -> bytes | None:  # noqa: ASYNC109
         """Return the value or None."""
+        self.reads += 1
         await self._fail()
         assert timeout > 0
         return self.data.get((namespace, key))
@@ -81,6 +84,19 @@ async def test_the_first_writer_wins_and_everybody_reads_it(client: FakeGcsClien
     await first.delete("m/decision/1")
     assert await first.get("m/decision/1") is None
     assert client.data == {}
+
+
+async def test_who_is_first_needs_no_second_call(client: FakeGcsClient) -> None:
+    """Requests wait while a decision is written, so the flag that says so is believed."""
+    assert await RayLedger("a").put_if_absent("m/decision/1", "COMMIT") == "COMMIT"
+    assert client.reads == 0
+
+
+async def test_a_call_that_was_repeated_below_finds_its_own_record(client: FakeGcsClient) -> None:
+    """A first reply that was lost makes the store say that nothing was added; reading back finds what was."""
+    client.repeats = True
+    assert await RayLedger("a").put_if_absent("m/decision/1", "COMMIT") == "COMMIT"
+    assert client.reads == 1
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("rpc"), OSError(), "hang"])

@@ -10,10 +10,11 @@ from member_world import Place, arrays
 
 from models.errors import ReleaseFaultError, ReleaseRejectedError
 from models.rollout.messages import Attempt, Directive, Failure, Target
+from models.weights.manifest import ONNX
 from serve.fake_engine import FakeEngine
 from serve.fake_time import run
 from serve.faults import FaultPoints
-from serve.loading import Loader
+from serve.loading import Loader, as_failure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +31,27 @@ def test_files_come_from_the_local_cache_when_the_actor_cannot_hand_them_out(tmp
         place.cache.put(digest, place.actor.stock.pop(digest))
         await place.member.start()
         assert place.engine.active == (digest, 4)
+
+    run(story())
+
+
+def _damage(folder: Path) -> None:
+    (graph,) = folder.rglob(ONNX)
+    graph.write_bytes(b"grape 1")
+
+
+def test_a_damaged_copy_speaks_against_this_machine_and_not_the_release(tmp_path: Path) -> None:
+    """A rejection would be for good and for the whole fleet."""
+
+    async def story() -> None:
+        place = Place(tmp_path)
+        digest = place.actor.attempt.target.digest
+        place.cache.put(digest, place.actor.stock.pop(digest))
+        _damage(tmp_path)
+        loader = Loader("m", place.engine, place.actor, place.cache, faults=FaultPoints(allowed=False), timeout_s=5.0)
+        with pytest.raises(ReleaseFaultError, match=r"copy of version 1 of m .* is damaged") as told:
+            await loader.load(place.actor.attempt)
+        assert not as_failure(told.value).permanent
 
     run(story())
 

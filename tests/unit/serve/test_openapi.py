@@ -75,7 +75,7 @@ def test_every_error_answer_is_a_problem(app: FastAPI) -> None:
         ("GET", "/v1/models/checkout", {}, "ModelDetail"),
         ("GET", "/v1/models/checkout/versions", {}, "VersionList"),
         ("GET", "/v1/models/checkout/rollout", {}, "RolloutState"),
-        ("GET", "/healthz/ready", {}, "Health"),
+        ("GET", "/healthz/ready", {}, "Readiness"),
         ("GET", "/nope", {}, "ProblemBody"),
         ("POST", "/v1/detect?conf=7", {"content": IMAGE}, "ProblemBody"),
     ],

@@ -150,6 +150,30 @@ def test_a_rollback_with_the_registry_down_stands_until_a_newer_promotion(fleet:
     run(story())
 
 
+def test_a_rollback_hardly_waits_for_a_registry_that_hangs(fleet: Fleet) -> None:
+    """It should serve within 100 ms; of that, a registry that says nothing may take 40."""
+
+    async def story() -> None:
+        await fleet.begin()
+        await fleet.start("a")
+        await fleet.actor.promote("2", "", "x")
+        await fleet.until(fleet.all_on("2"))
+
+        async def hang(*_: object, **__: object) -> None:
+            await asyncio.Event().wait()
+
+        fleet.actor._alias._in_thread = hang
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        await fleet.actor.roll_back(20.0, "x")
+        await fleet.until(fleet.all_on("1"))
+        # What the work itself takes is the machine's own time, which may be busy.
+        assert loop.time() - asked < 1.0
+        await fleet.crash()
+
+    run(story())
+
+
 @pytest.mark.parametrize("step", ["golden", "load"])
 def test_a_version_that_one_replica_refuses_serves_nowhere(fleet: Fleet, step: str) -> None:
     """One blind replica is enough; the version is not tried again until it is promoted again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +18,8 @@ from models.rollout.state import Timing
 from models.rollout.trial import TrialLimits
 from models.weights.registry import Evaluation
 from serve.fake_time import run
+from serve.reconciler import Parts
+from serve.settings import Settings
 
 if TYPE_CHECKING:
     from rollout_world import Fleet
@@ -114,12 +116,12 @@ def test_a_slow_version_is_stopped_before_it_serves(fleet: Fleet) -> None:
     async def story() -> None:
         await _serving(fleet, "a", "b")
         for engine in fleet.engines.values():
-            engine.golden = {fleet.digests["1"]: 10.0, fleet.digests["2"]: 16.0, fleet.digests["3"]: 12.0}
+            engine.golden = {fleet.digests["1"]: 10.0, fleet.digests["2"]: 26.0, fleet.digests["3"]: 12.0}
         await fleet.actor.promote("2", "", "x")
         await fleet.until(lambda: fleet.actor.status()["state"] == "rejected")
         step, reason = _rejected(fleet)
         assert step == "latency"
-        assert "16.0 ms a golden image against 10.0 ms" in reason
+        assert "26.0 ms a golden image against 10.0 ms" in reason
         await fleet.actor.promote("3", "", "x")
         await fleet.until(fleet.all_on("3"))
         await fleet.crash()
@@ -216,7 +218,6 @@ def test_whatever_ends_a_canary_ends_it_everywhere(fleet: Fleet, how: str) -> No
             await fleet.actor.promote("1", "", "x")
         elif how == "rollback":
             await fleet.actor.roll_back(20.0, "x")
-            assert _rejected(fleet) == ("rollback", "somebody took it back during its trial")
             wanted = "3"
         else:
             await fleet.crash()
@@ -226,6 +227,109 @@ def test_whatever_ends_a_canary_ends_it_everywhere(fleet: Fleet, how: str) -> No
         await fleet.crash()
 
     run(story())
+
+
+MOMENTS = {
+    "fetching": ("actor.before_fetch", None),
+    "judging": ("actor.before_judge", None),
+    "loading": ("replica.before_prepare", None),
+    "on canary": ("", Order(canary=(0.1,), step_s=3600.0)),
+    "canary about to begin": ("replica.before_ack", Order(canary=(0.1,), step_s=3600.0)),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("registry", ["up", "down"])
+def test_a_rollback_takes_back_a_promotion_that_is_not_committed(fleet: Fleet, moment: str, registry: str) -> None:
+    """What serves stays, on the replicas and in the alias; the answer waits for the end of the attempt."""
+
+    async def story() -> None:
+        await _serving(fleet, "a", "b")
+        await fleet.actor.promote("3", "", "x")
+        await fleet.until(fleet.all_on("3"))
+        point, order = MOMENTS[moment]
+        if point:
+            fleet.actor.arm(point, "delay:2", None) if point.startswith("replica") else fleet.faults.arm(
+                point, "delay:2"
+            )
+            await asyncio.sleep(1.0)
+        await fleet.actor.promote("2", "", "x", order or Order())
+        found = {"loading": "preparing", "fetching": "preparing", "judging": "judging"}.get(moment, "canary")
+        await fleet.until(lambda: fleet.actor.status()["state"] == found)
+        if moment == "on canary":
+            await fleet.until(lambda: all(engine.trial for engine in fleet.engines.values()))
+        fleet.registry.down = registry == "down"
+        await fleet.actor.roll_back(20.0, "somebody")
+        status = fleet.actor.status()
+        assert (status["state"] in ("serving", "probation"), status["serving"]) == (True, "3")
+        fleet.registry.down = False
+        await fleet.until(lambda: fleet.registry.desired(MODEL).version == "3")  # type: ignore[union-attr]
+        await asyncio.sleep(10.0)
+        assert fleet.all_on("3")()
+        assert not any(engine.trial for engine in fleet.engines.values())
+        asked = [(e["from"]["version"], e["to"]["version"]) for e in fleet.audit() if e["action"] == "rollback"]
+        assert asked == [("2", "3")]
+        assert _results(fleet, "2")[-1] == "rejected"
+        await fleet.actor.roll_back(20.0, "somebody")
+        await fleet.until(fleet.all_on("1"))
+        await fleet.crash()
+
+    run(story())
+
+
+def test_a_promotion_that_was_taken_back_stays_so_when_the_actor_restarts(fleet: Fleet) -> None:
+    """The registry was down, so the alias still names it: the pin and the refusal are in the record."""
+
+    async def story() -> None:
+        await _serving(fleet, "a")
+        await fleet.actor.promote("2", "", "x", Order(canary=(0.1,), step_s=3600.0))
+        await fleet.until(lambda: fleet.engines["a"].trial is not None)
+        fleet.registry.down = True
+        await fleet.actor.roll_back(20.0, "x")
+        await fleet.crash()
+        await fleet.begin()
+        fleet.registry.down = False
+        await fleet.until(lambda: fleet.registry.desired(MODEL).version == "1")  # type: ignore[union-attr]
+        await asyncio.sleep(30.0)
+        assert fleet.all_on("1")()
+        assert fleet.engines["a"].trial is None
+        await fleet.crash()
+
+    run(story())
+
+
+def test_two_rollbacks_in_a_row_go_two_steps_back_however_slowly_the_alias_follows(fleet: Fleet) -> None:
+    """The first takes back what loads, the second what serves; the alias, still on the way of the first, ends there."""
+
+    async def story() -> None:
+        await _serving(fleet, "a", "b")
+        await fleet.actor.promote("3", "", "x")
+        await fleet.until(fleet.all_on("3"))
+        fleet.faults.arm("actor.before_judge", "delay:30")
+        fleet.faults.arm("actor.before_alias", "delay:2")
+        await fleet.actor.promote("2", "", "x")
+        await fleet.until(lambda: fleet.actor.status()["state"] == "judging")
+        await fleet.actor.roll_back(20.0, "x")
+        assert fleet.actor.status()["serving"] == "3"
+        await fleet.actor.roll_back(20.0, "x")
+        assert fleet.actor.status()["serving"] == "1"
+        await fleet.until(lambda: fleet.registry.desired(MODEL).version == "1")  # type: ignore[union-attr]
+        await asyncio.sleep(40.0)
+        assert fleet.all_on("1")()
+        await fleet.crash()
+
+    run(story())
+
+
+def test_the_rules_and_the_settings_agree_on_their_defaults() -> None:
+    """Whoever uses the state machine without the settings gets the same limits."""
+    timing = Timing()
+    assert timing.latency_factor == Settings.model_fields["latency_factor"].default
+    assert timing.trial.least_images == Settings.model_fields["trial_images"].default
+    assert timing.hold_deadline_s == Settings.model_fields["hold_deadline_s"].default
+    assert timing.prepare_timeout_s == Settings.model_fields["prepare_timeout_s"].default
+    tolerance = next(each for each in fields(Parts) if each.name == "quality_tolerance")
+    assert tolerance.default == Settings.model_fields["quality_tolerance"].default
 
 
 def test_a_replica_that_starts_during_a_canary_takes_part(fleet: Fleet) -> None:

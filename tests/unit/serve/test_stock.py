@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from release_files import release_files
 
 from models import demo
 from models.errors import ConversionError, RegistryError, UnknownModelError
 from models.weights.cache import Committed, CommittedStore, ReleaseCache
 from models.weights.fake_registry import FakeRegistry
+from models.weights.manifest import ONNX
 from models.weights.register import Registration, promote
 from models.weights.registry import PROMOTABLE_TAG, SOURCE_TAG, Registry
 from serve import stock as module
@@ -119,22 +121,41 @@ def test_a_model_that_nobody_registered_is_refused_with_what_to_do() -> None:
 def served(tmp_path: Path) -> Path:
     """Return a home in which a version of street was committed and lies in the cache."""
     home = tmp_path / "home"
-    CommittedStore(home).save(Committed("street", 3, "2", "a" * 64))
-    ReleaseCache(home / "cache").put("a" * 64, {"manifest.json": np.zeros(3, np.uint8)})
+    digest, files = release_files(2, "street")
+    CommittedStore(home).save(Committed("street", 3, "2", digest))
+    ReleaseCache(home / "cache").put(digest, {name: np.frombuffer(data, np.uint8) for name, data in files.items()})
     return home
 
 
-def test_what_was_committed_last_serves_while_the_registry_is_down(
-    served: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A restart needs no registry where this machine holds what it served before: neither it nor a weight is read."""
-
-    def read(_: ReleaseCache, digest: str) -> None:
-        pytest.fail(f"{digest} was read")
-
-    monkeypatch.setattr(ReleaseCache, "get", read)
+def test_what_was_committed_last_serves_while_the_registry_is_down(served: Path) -> None:
+    """A restart needs no registry where this machine holds what it served before."""
     registry = FakeRegistry()
     registry.down = True
+    assert fill(registry, {"street": None}, served) == []
+
+
+def test_a_damaged_copy_and_no_registry_is_a_named_cause(served: Path) -> None:
+    """Every start says what is damaged, what was expected and what to do: it does not become a mere lack."""
+    (graph,) = (served / "cache").rglob(ONNX)
+    graph.write_bytes(b"grape 2")
+    registry = FakeRegistry()
+    registry.down = True
+    for _ in range(2):
+        with pytest.raises(RegistryError) as told:
+            fill(registry, {"street": None}, served)
+        digest, _files = release_files(2, "street")
+        for words in ("version 2 of street", digest[:12], ONNX, "digest differs", "cannot be reached", "from a backup"):
+            assert words in str(told.value)
+
+
+def test_a_damaged_copy_is_left_to_the_rollout_where_the_registry_answers(served: Path, tmp_path: Path) -> None:
+    """It fetches the release anew; the start goes on."""
+    (graph,) = (served / "cache").rglob(ONNX)
+    graph.write_bytes(b"grape 2")
+    registry = FakeRegistry()
+    (tmp_path / "empty").mkdir()
+    registry.create_version("street", tmp_path / "empty", tags={PROMOTABLE_TAG: "true"}, metrics={})
+    promote(registry, "street", "1")
     assert fill(registry, {"street": None}, served) == []
 
 
@@ -144,7 +165,7 @@ def test_without_record_or_release_an_unreachable_registry_ends_the_start(served
     if lost == "record":
         (served / "committed" / "street.json").unlink()
     else:
-        ReleaseCache(served / "cache").drop("a" * 64)
+        ReleaseCache(served / "cache").drop(release_files(2, "street")[0])
     registry = FakeRegistry()
     registry.down = True
     with pytest.raises(RegistryError):

@@ -258,3 +258,46 @@ async def test_lanes_that_meet_in_a_shape_earn_it_a_copy(
         gate.open.set()
         await asyncio.gather(*tasks)
     assert sorted(noted) == expected
+
+
+async def test_an_image_that_had_all_threads_earns_no_copy(
+    make_release: Callable[..., Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another of its shape that came meanwhile runs on a lane; the form of a lone call is one."""
+    noted: list[tuple[bool, int]] = []
+
+    def note(_: FormCache, form: Form, images: int) -> bool:
+        noted.append((form.alone, form.copy))
+        return images < 1
+
+    monkeypatch.setattr(FormCache, "note", note)
+    doors: list[threading.Event] = []
+
+    def sleep(_: float) -> None:
+        if serving:
+            doors.append(threading.Event())
+            assert doors[-1].wait(20)
+
+    serving = False
+    async with Engine(FakeBackend(1.0, plan=LANES, sleep=sleep)) as engine:
+        await serve(engine, make_release())
+        serving = True
+        lone = asyncio.create_task(engine.detect(png(0), PLAIN, CONTEXT))
+        await until(lambda: len(doors) == 1)
+        beside = asyncio.create_task(engine.detect(png(1), PLAIN, CONTEXT))
+        await until(lambda: len(doors) == 2)
+        doors[0].set()
+        await lone
+        assert noted == [(True, 0)]
+        doors[1].set()
+        await beside
+    assert noted == [(True, 0), (False, 0)]
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait until ``true``."""
+    for _ in range(2000):
+        if true():
+            return
+        await asyncio.sleep(0.005)
+    pytest.fail("it never came true")

@@ -167,5 +167,7 @@ async def test_what_is_loaded_is_known_by_content_and_version(make_release: Call
         await engine.prepare(third)
         assert [engine.has(each.version, each.digest) for each in (first, second, third)] == [True] * 3
         assert not engine.has("d", third.digest)
+        await engine.prepare(make_release("c" * 64, version="d"))
+        assert (engine.has("d", third.digest), engine.has("c", third.digest)) == (True, False)
         engine.discard(third.digest)
-        assert not engine.has(third.version, third.digest)
+        assert not engine.has("d", third.digest)

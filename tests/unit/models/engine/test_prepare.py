@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from models.types import Release
 
 
+@pytest.fixture(autouse=True)
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return what notes each lowering of priority, in the place of a real one: this thread would never get it back."""
+    noted: list[str] = []
+    monkeypatch.setattr("models.engine.prepare.give_way", lambda: noted.append("gives way"))
+    return noted
+
+
 def preparer(backend: FakeBackend, **more: object) -> Preparer:
     """Return a preparer with room for every shape."""
     return Preparer(backend, FormCache(10**9), **more)
@@ -36,6 +44,16 @@ def test_golden_and_common_shapes_are_warm(make_release: Callable[..., Release],
     release = make_release(golden=golden(picture, (10, 64)))
     session = preparer(FakeBackend()).prepare(release, None, None, threading.Event())
     assert session.warmed == {(32, 64), (64, 64), (64, 48 // 32 * 32 + 32)}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_only_what_is_prepared_beside_answers_gives_way(
+    make_release: Callable[..., Release], events: list[str], *, beside: bool
+) -> None:
+    """A successor is loaded at a lower priority from its first byte on; the first release has nobody to disturb."""
+    work = preparer(FakeBackend(load_time_s=1.0, sleep=lambda seconds: events.append("loads") if seconds else None))
+    work.prepare(make_release("a"), make_release("b") if beside else None, None, threading.Event())
+    assert events == ["gives way", "loads"][not beside :]
 
 
 def test_a_successor_is_warmed_like_what_serves(make_release: Callable[..., Release]) -> None:

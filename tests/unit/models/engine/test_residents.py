@@ -248,6 +248,19 @@ async def worked(residents: Residents) -> None:
         await asyncio.sleep(0)
 
 
+async def test_forms_are_made_at_a_lower_priority(
+    make_release: Callable[..., Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are answered meanwhile, also where the release that serves was prepared beside none."""
+    events: list[str] = []
+    monkeypatch.setattr("models.engine.residents.give_way", lambda: events.append("gives way"))
+    async with serving(make_release) as (residents, session, _):
+        session.warm = lambda *_, **__: events.append("makes") is None
+        residents.warm_if_earned(Form(session, (32, 32)), EARNED_AFTER)
+        await worked(residents)
+        assert events == ["gives way", "makes"]
+
+
 async def test_a_failing_form_harms_nobody(make_release: Callable[..., Release]) -> None:
     """It is told of, its lease ends, and other forms are made."""
     async with serving(make_release) as (residents, session, observer):

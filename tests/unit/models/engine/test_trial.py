@@ -414,8 +414,33 @@ async def test_failures_are_laid_at_the_right_door(way: Callable, make_release: 
         with pytest.raises(BackendError):
             await engine.detect(png(0), PLAIN, by(None))
         evidence = engine.evidence()
-        assert (evidence.candidate.errors, evidence.serving.errors, evidence.canaried) == (3, 1, 3)
-        assert engine.watch().serving.errors == 1
+        assert (evidence.candidate.errors, evidence.serving.errors, evidence.canaried) == (3, 4, 3)
+        assert engine.watch().serving.errors == 4
+
+
+async def test_what_the_candidate_fails_on_is_answered_by_the_serving_version(
+    way: Callable, make_release: Callable[..., Release]
+) -> None:
+    """Its client hears nothing of it, whatever the two networks take in; each failure is counted, once."""
+    backend = FakeBackend(plan=way(1, 1))
+
+    def fail(_seconds: float) -> None:
+        if backend.calls and backend.calls[-1].digest == B:
+            msg = "broken"
+            raise RuntimeError(msg)
+
+    async with Engine(backend) as engine:
+        old, _ = await beside(engine, make_release, imgsz=96)
+        engine.begin_trial(B, 2, canary=1.0, shadow=0.0)
+        backend.sleep = fail
+        for _ in range(3):
+            answer = await engine.detect(png(0), PLAIN, by("x"))
+            assert (answer.release, answer.generation) == (old.ident, 1)
+            assert equal(answer.detections, expected(old, png(0)))
+        evidence = engine.evidence()
+        assert (evidence.candidate.errors, evidence.candidate.images, evidence.canaried) == (3, 0, 3)
+        assert (evidence.serving.errors, evidence.serving.images) == (0, 3)
+        assert engine.watch().serving.errors == 0
 
 
 async def test_a_candidate_that_fails_in_the_shadow(make_release: Callable[..., Release]) -> None:

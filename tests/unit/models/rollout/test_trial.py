@@ -67,8 +67,14 @@ def pairs(**changes: int) -> Evidence:
         (CANARY, SHADOWED, 179.9, Wait()),
         (CANARY, SHADOWED, 180.0, "X-Client-Id"),
         (SHADOW, Evidence(), 0.0, Wait()),
-        (SHADOW, Evidence(), 180.0, "too few images came"),
-        (SHADOW, Evidence(pairs=Pairs(dropped=70)), 180.0, "70 more were dropped"),
+        (SHADOW, Evidence(), 89.9, Wait()),
+        (SHADOW, Evidence(), 90.0, "compared 0 of at least 50 images in 90 s: too few came; .* larger share"),
+        (
+            SHADOW,
+            pairs(images=2, dropped=70),
+            90.0,
+            "compared 2 of at least 50 .* 70 more were dropped .* add replicas",
+        ),
         (SHADOW, Evidence(fast(1000), fast(0, 4)), 1.0, "4 of 4 images failed"),
         (CANARY, Evidence(fast(1000), fast(150, 50)), 1.0, "50 of 200 images failed"),
         (SHADOW, Evidence(fast(1000), fast(100, seconds=0.06), ALIKE), 1.0, "took longer than"),
@@ -93,6 +99,48 @@ def test_judgements(step: TrialStep, evidence: Evidence, elapsed_s: float, expec
         assert re.search(expected, judgement.reason)
     else:
         assert judgement == expected
+
+
+@pytest.mark.parametrize(("step", "permanent"), [(SHADOW, False), (CANARY, True)])
+def test_only_a_shadow_that_could_not_measure_is_tried_again(step: TrialStep, *, permanent: bool) -> None:
+    """Each canary that ends puts clients back to the old version; a breach is final in either."""
+    starved = judge(step, Evidence(), 1000.0, LIMITS)
+    assert isinstance(starved, Abort)
+    assert starved.permanent is permanent
+    breach = judge(step, Evidence(fast(1000), fast(0, 60)), 1.0, LIMITS)
+    assert isinstance(breach, Abort)
+    assert breach.permanent
+
+
+LATE = Evidence(fast(1000), fast(100, seconds=0.06), ALIKE)
+RENAMED = pairs(matched=20)
+FORCED, CHANGED = Order(force="known"), Order(allow_contract_change=True)
+
+
+@pytest.mark.parametrize(
+    ("order", "evidence", "expected"),
+    [
+        (FORCED, LATE, r"waived \(known\): 100 of 100 images took longer"),
+        (CHANGED, LATE, None),
+        (CHANGED, RENAMED, r"waived \(a breaking change is allowed\): it finds 20 of the 200 boxes"),
+        (FORCED, RENAMED, None),
+        (CHANGED, pairs(overlapping=20, matched=20), None),
+        (CHANGED, pairs(matched=100, score_shift=-100 * 210_000), None),
+        (FORCED, Evidence(fast(1000), fast(150, 50), ALIKE), None),
+        (CHANGED, pairs(candidate_empties=100, matched=0), None),
+        (FORCED, SHADOWED, "^$"),
+    ],
+)
+def test_a_trial_does_not_demand_what_the_promotion_waived(
+    order: Order, evidence: Evidence, expected: str | None
+) -> None:
+    """Latency with force, other classes of the same boxes with a contract change; what counts all the same is None."""
+    judgement = judge(SHADOW, evidence, 60.0, LIMITS, order)
+    if expected is None:
+        assert isinstance(judgement, Abort)
+    else:
+        assert isinstance(judgement, Advance)
+        assert re.search(expected, judgement.waived)
 
 
 COUNT = st.integers(0, 300)

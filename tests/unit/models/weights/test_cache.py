@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from models.errors import ReleaseFaultError, ReleaseRejectedError
 from models.weights.cache import Committed, CommittedStore, ReleaseCache
+from models.weights.manifest import MANIFEST, ONNX
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 Files = dict[str, NDArray[np.uint8]]
@@ -37,16 +39,90 @@ def test_what_is_put_comes_back(release_files: Files, tmp_path: Path) -> None:
     }
 
 
-def test_what_is_stored_is_known_without_reading_it(release_files: Files, tmp_path: Path) -> None:
-    """Whole releases only: one that somebody still writes is not there yet."""
+def digest_of(files: Files) -> str:
+    """Return the digest under which a release is known."""
+    return hashlib.sha256(files[MANIFEST].tobytes()).hexdigest()
+
+
+def test_a_sound_copy_opens(release_files: Files, tmp_path: Path) -> None:
+    """Verified, and nothing at all where there is none or somebody still writes it."""
+    cache, digest = ReleaseCache(tmp_path), digest_of(release_files)
+    (tmp_path / "releases" / f".partial-{digest}").mkdir(parents=True)
+    assert cache.open("m", "3", digest) is None
+    cache.put(digest, release_files)
+    release = cache.open("m", "3", digest)
+    assert release is not None
+    assert (release.version, release.digest, set(release.files)) == ("3", digest, set(release_files))
+
+
+def _shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _alter(path: Path) -> None:
+    path.write_bytes(b"GRAPH")
+
+
+def _link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("elsewhere")
+
+
+def _vanish(path: Path) -> None:
+    path.unlink()
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "shortened": (_shorten, "4 bytes instead of 5"),
+    "altered": (_alter, "digest differs, {altered} instead of {sound}$"),
+    "a link": (_link, "is a link or a device"),
+    "gone": (_vanish, "model.onnx is missing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_copy_is_named_until_it_is_replaced(release_files: Files, tmp_path: Path, damage: str) -> None:
+    """Version, release, file and digests; it stays, so that the next start can say the same."""
+    cache, digest = ReleaseCache(tmp_path), digest_of(release_files)
+    cache.put(digest, release_files)
+    change, words = DAMAGES[damage]
+    altered, sound = (hashlib.sha256(data).hexdigest()[:12] for data in (b"GRAPH", b"graph"))
+    words = words.format(altered=altered, sound=sound)
+    change(tmp_path / "releases" / digest / ONNX)
+    for _ in range(2):
+        with pytest.raises(
+            ReleaseFaultError, match=f"version 3 of m .release {digest[:12]}. is damaged: .*{words}"
+        ) as told:
+            cache.open("m", "3", digest)
+        assert (told.value.step, told.value.permanent) == ("verify", False)
+    cache.replace(digest, release_files)
+    assert cache.open("m", "3", digest) is not None
+
+
+def test_a_copy_that_the_disk_does_not_give_back_is_damaged_too(
+    release_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk's own word is told."""
+    cache, digest = ReleaseCache(tmp_path), digest_of(release_files)
+    cache.put(digest, release_files)
+
+    def fail(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("models.weights.release.os.open", fail)
+    with pytest.raises(ReleaseFaultError, match=r"is damaged: its files cannot be read \(Input/output error\)"):
+        cache.open("m", "3", digest)
+
+
+def test_a_copy_that_was_never_a_detector_is_refused_for_good(release_files: Files, tmp_path: Path) -> None:
+    """As registered, byte for byte: no other copy would be better."""
+    data = json.dumps(json.loads(release_files[MANIFEST].tobytes()) | {"names": []}).encode()
+    digest = hashlib.sha256(data).hexdigest()
     cache = ReleaseCache(tmp_path)
-    assert not cache.holds(DIGEST)
-    (tmp_path / "releases" / f".partial-{DIGEST}").mkdir(parents=True)
-    assert not cache.holds(DIGEST)
-    cache.put(DIGEST, release_files)
-    assert cache.holds(DIGEST)
-    cache.drop(DIGEST)
-    assert not cache.holds(DIGEST)
+    cache.put(digest, {MANIFEST: np.frombuffer(data, np.uint8)})
+    with pytest.raises(ReleaseRejectedError) as told:
+        cache.open("m", "3", digest)
+    assert told.value.step == "contract"
 
 
 def test_cached_files_are_private_and_no_partial_remains(release_files: Files, tmp_path: Path) -> None:

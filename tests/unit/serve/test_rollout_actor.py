@@ -1,9 +1,12 @@
-"""What the rollout actor and its connection do without Ray: fingerprints, and what the cache keeps."""
+"""What the rollout actor does without Ray: orders and hints, its fingerprint, and what the cache keeps."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +14,14 @@ import pytest
 from pydantic import SecretStr
 
 from models.rollout.messages import Target
+from models.rollout.order import Order
 from models.rollout.policy import Pin, encode_pin
 from models.weights.cache import Committed, CommittedStore, ReleaseCache
 from models.weights.retention import Rule
-from serve.rollout import fingerprint, prune
+from serve.rollout_actor import RolloutActor, fingerprint, prune
+from serve.rollout_client import RolloutClient
 from serve.settings import Settings
+from serve.webhook import Deliveries, Delivery
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,3 +89,55 @@ def test_the_cache_keeps_what_the_rule_keeps(tmp_path: Path) -> None:
     assert left() == [ONE, THREE, FOUR, FIVE]
     prune(cache, store, frozenset({THREE}), Rule(1, 0.0), now=lambda: now)
     assert left() == [ONE, THREE, FIVE]
+
+
+class FakeModel:
+    """Stands for the reconciler of a model; keeps what it is asked."""
+
+    def __init__(self) -> None:
+        """Begin with nothing asked."""
+        self.asked: list[tuple[object, ...]] = []
+
+    def hint(self) -> None:
+        """Keep it."""
+        self.asked.append(("hint",))
+
+    async def promote(self, *order: object) -> None:
+        """Keep it."""
+        self.asked.append(("promote", *order))
+
+    def status(self) -> dict[str, object]:
+        """Return a state."""
+        return {"model": "m"}
+
+
+def asking(model: FakeModel) -> RolloutClient:
+    """Return a client of an actor of this one model, with no Ray in between."""
+    actor = object.__new__(RolloutActor)
+    actor._models = {"m": model}  # type: ignore[dict-item]
+    actor._deliveries = Deliveries()
+    actor._begun = asyncio.Event()
+    actor._begun.set()
+    methods = {name: SimpleNamespace(remote=getattr(actor, name)) for name in ("hint", "promote")}
+    return RolloutClient(SimpleNamespace(**methods), renew=None)  # type: ignore[arg-type]
+
+
+async def test_what_is_promoted_and_how_reaches_the_reconciler() -> None:
+    """Version, reason, person and order, each in its place on the way through client and actor."""
+    model, order = FakeModel(), Order(force="hot fix", canary=(0.05,))
+    client = asking(model)
+    assert await client.promote("m", "2", reason="why", who="somebody", order=order) == {"model": "m"}
+    await client.promote("m", "3")
+    assert model.asked == [
+        ("promote", "2", "why", "somebody", order),
+        ("promote", "3", "promote", "operator", Order()),
+    ]
+
+
+async def test_a_delivery_is_one_hint() -> None:
+    """Sent again it does nothing and is told so; a hint of a replica's own always counts."""
+    model = FakeModel()
+    client = asking(model)
+    now = time.time()
+    said = [await client.hint("m", each) for each in (Delivery("a", now), Delivery("a", now), Delivery("b", now), None)]
+    assert (said, model.asked) == ([True, False, True, True], [("hint",)] * 3)
