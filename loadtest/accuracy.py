@@ -34,9 +34,11 @@ import numpy as np
 import pictures
 import releases
 import servers
-from ultralytics_val import CONF, IOU, MAX_DET, Boxes, Habit, Score, Ultralytics
+from ultralytics_val import CONF, IOU, MAX_DET, Habit, Score, Ultralytics
 
-from serve.client import ServiceError, SteelyardClient
+from models.errors import SteelyardError
+from models.types import Detections
+from serve.client import SteelyardClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -85,14 +87,14 @@ class Row:
         return "met" if abs(self.from_predict) <= allowed else "missed"
 
 
-def boxes(found: Iterable[Box]) -> Boxes:
+def boxes(found: Iterable[Box]) -> Detections:
     """Return the boxes of an answer as arrays, in its order."""
     rows = [(box.x1, box.y1, box.x2, box.y2, box.confidence, box.class_id) for box in found]
     table = np.array(rows, np.float64).reshape(-1, 6)
-    return Boxes(table[:, :4].astype(np.float32), table[:, 4].astype(np.float32), table[:, 5].astype(np.int32))
+    return Detections(table[:, :4].astype(np.float32), table[:, 4].astype(np.float32), table[:, 5].astype(np.int32))
 
 
-def ask(detect: Callable[[bytes], DetectAnswer], images: Sequence[Path]) -> tuple[dict[str, Boxes], DetectAnswer]:
+def ask(detect: Callable[[bytes], DetectAnswer], images: Sequence[Path]) -> tuple[dict[str, Detections], DetectAnswer]:
     """Return the boxes of every image by file name, and the last answer.
 
     Raises ServiceError, or ValueError where the answers came from more than one release.
@@ -105,7 +107,7 @@ def ask(detect: Callable[[bytes], DetectAnswer], images: Sequence[Path]) -> tupl
     return {path.name: boxes(answer.boxes) for path, answer in zip(images, answers, strict=True)}, answers[-1]
 
 
-def through(url: str, model: str | None, images: Sequence[Path]) -> tuple[dict[str, Boxes], DetectAnswer]:
+def through(url: str, model: str | None, images: Sequence[Path]) -> tuple[dict[str, Detections], DetectAnswer]:
     """Ask a running service. Raises as ``ask`` does."""
     with SteelyardClient(url) as client:
         return ask(
@@ -117,7 +119,7 @@ def through(url: str, model: str | None, images: Sequence[Path]) -> tuple[dict[s
 def measure(options: argparse.Namespace, images: Sequence[Path]) -> list[Row]:
     """Return a row for each set of weights and precision, its own services started and ended on the way."""
     judges = {weights: Ultralytics(weights, images) for weights in options.weights}
-    answers: list[tuple[Path, str, dict[str, Boxes], DetectAnswer]] = []
+    answers: list[tuple[Path, str, dict[str, Detections], DetectAnswer]] = []
     if options.url:
         answers.append((options.weights[0], options.served_as, *through(options.url, options.model, images)))
     else:
@@ -229,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             images = images[:: max(1, len(images) // options.count)][: options.count]
         about = describe(options, images)
         rows = measure(options, images)
-    except (ServiceError, ValueError, servers.ServerError) as error:
+    except (SteelyardError, ValueError, servers.ServerError) as error:
         say(f"accuracy.py: {error}")
         return 2
     result = {

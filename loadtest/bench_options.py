@@ -35,7 +35,7 @@ def names(text: str) -> list[str]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options; leaves with 2 and one line where they make no sense."""
     parser = argparse.ArgumentParser(description="Compare Steelyard with the raw engine and with other servers.")
-    parser.add_argument("--quick", action="store_true", help="one short round: five minutes, and one more a peer")
+    parser.add_argument("--quick", action="store_true", help="one short round; rates are lower bounds")
     parser.add_argument("--weights", type=Path, default=releases.default_weights(), help=".pt file")
     parser.add_argument("--images", type=Path, default=releases.default_pictures(), help="picture or folder")
     parser.add_argument("--peers", type=names, help=f"built where need be: {', '.join(peer_servers.PEERS)}")

@@ -12,9 +12,10 @@ Exit code 1 when a promise is broken; with ``--leak`` when the planted leak goes
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import contextlib
 import json
+import secrets
 import signal
 import sys
 import tempfile
@@ -28,15 +29,18 @@ import pictures
 import releases
 import servers
 import uvloop
-from load import MOST_CONNECTIONS, TRAY, target_of
+from load import MOST_CONNECTIONS, target_of
 from report import percentile
 from swap_answers import verdicts
 from swap_clients import Clients
-from swap_figures import Window, longest_gap, promises, summarize, within
+from swap_figures import Window, first_answer, longest_gap, promises, summarize, within
+from swap_options import parse
+from swap_registry import Hand
 from swap_service import LEAK_POINT, Fleet, SwapError, digest_of, make_releases, next_version, told_apart
 from swap_table import markdown
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Mapping, Sequence
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -46,15 +50,18 @@ AFTER_S = 1.0
 MOST_SECONDS = 3600.0
 TIMEOUT_S = 30.0
 PAUSE_S = 0.1
-ABOUT_REPLICAS = 64
 
 
 class Run:
     """One service under load while its weights change."""
 
-    def __init__(self, options: argparse.Namespace, server: servers.Server, home: Path) -> None:
-        """Measure nothing yet. The service has the four versions of ``make_releases`` registered."""
+    def __init__(self, options: argparse.Namespace, server: servers.Server, home: Path, hand: Hand | None) -> None:
+        """Measure nothing yet. The service has the four versions of ``make_releases`` registered.
+
+        hand: moves the alias where ``options`` ask for that.
+        """
         self.options = options
+        self._hand = hand
         self.exact = options.backend == "fake"
         self._server, self._home = server, home
         self._pictures = [path.read_bytes() for path in pictures.find(options.images)]
@@ -88,10 +95,10 @@ class Run:
                     if load.done():
                         msg = "the load ended before the swaps did: ask for fewer swaps or a lower rate"
                         raise SwapError(msg)
-                    every = self.options.rollback_every
-                    back = bool(every) and number % every == 0
+                    action = action_of(number, self.options.rollback_every, self.options.hint_every)
+                    back = action == "rollback"
                     wanted = previous if back else next_version(versions, serving, previous, differ)
-                    await self._swap(fleet, wanted, back=back)
+                    await self._swap(fleet, wanted, action)
                     serving, previous = wanted, serving
             finally:
                 done.set()
@@ -99,12 +106,20 @@ class Run:
                 self._clients.close()
             return self._piece(fleet, verdicts(self._clients.seen, known, exact=self.exact))
 
-    async def _swap(self, fleet: Fleet, version: str, *, back: bool) -> None:
+    async def _ask(self, fleet: Fleet, version: str, action: str) -> tuple[float, int]:
+        """Return when the change was asked for, and its generation once every replica serves it. Raises SwapError."""
+        clients = self._clients
+        if action == "hint" and self._hand is not None:
+            moved = await self._hand.move(version) - clients.wall_began
+            return moved, await fleet.follow(self._hand, version)
+        asked = clients.now()
+        return asked, await (fleet.roll_back() if action == "rollback" else fleet.promote(version))
+
+    async def _swap(self, fleet: Fleet, version: str, action: str) -> None:
         clients = self._clients
         if self.options.leak:
             await fleet.arm(LEAK_POINT, f"leak:{self.options.leak}")
-        asked = clients.now()
-        generation = await (fleet.roll_back() if back else fleet.promote(version))
+        asked, generation = await self._ask(fleet, version, action)
         flips = [at - clients.wall_began for at in fleet.timeline.flips(generation).values()]
         end = max(flips) + AFTER_S
         await asyncio.sleep(end - clients.now())
@@ -113,12 +128,14 @@ class Run:
         work = [event.at - clients.wall_began - event.ms / 1e3 for event in events if event.kind != "flipped"]
         begin = min(work, default=asked)
         swap = {
-            "action": "rollback" if back else "promote",
+            "action": action,
             "version": version,
             "generation": generation,
             "asked": asked,
             "window": (begin, end),
+            "first_flip": min(flips),
             "took_ms": 1e3 * (max(flips) - asked),
+            "prepared_ms": max((event.ms for event in events if event.kind == "prepared"), default=0.0),
             "skew_ms": 1e3 * (max(flips) - min(flips)),
             "holds_ms": [event.ms for event in events if event.kind == "held"],
         }
@@ -144,6 +161,12 @@ class Run:
             late += within(behind, (begin, control[1]))
             swap["gap_ms"] = _ms(longest_gap(done, (begin, end)))
             swap["control_gap_ms"] = _ms(longest_gap(done, control))
+            own = [
+                (each.due, each.done)
+                for each in seen
+                if each.version == swap["version"] and each.status == httpx.codes.OK and swap["asked"] < each.done < end
+            ]
+            swap["first_ms"] = _ms(first_answer(own, swap["asked"], swap["first_flip"]))
         flipped = self.options.replicas * len(self._swaps)
         return found | {
             "swaps": self._swaps,
@@ -160,6 +183,13 @@ def named(request: bytes, client: str) -> bytes:
     return b"%s\r\nX-Client-Id: %s\r\n%s" % (line, client.encode("ascii"), rest)
 
 
+def action_of(number: int, rollback_every: int, hint_every: int) -> str:
+    """Return how swap ``number`` >= 1 is asked for: rollback, hint or promote; 0 means never."""
+    if rollback_every and number % rollback_every == 0:
+        return "rollback"
+    return "hint" if hint_every and number % hint_every == hint_every // 2 else "promote"
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Start a service, measure it and return the result. Raises SwapError or ServerError."""
     with tempfile.TemporaryDirectory(prefix="steelyard-swap-") as folder:
@@ -170,8 +200,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         }
         arguments = ["--model", releases.MODEL, "--replicas", str(options.replicas), "--backend", options.backend]
         environment = {"STEELYARD_ALLOW_FAULT_INJECTION": "true"} if options.leak else {}
-        with servers.steelyard(*arguments, home=home, environment=environment) as server:
-            piece = uvloop.run(Run(options, server, home).measure(digests))
+        with contextlib.ExitStack() as stack:
+            hand = None
+            if options.hint_every:
+                secret = environment["STEELYARD_WEBHOOK_SECRET"] = secrets.token_hex(16)
+                hand = stack.enter_context(Hand(home, secret))
+            server = stack.enter_context(servers.steelyard(*arguments, home=home, environment=environment))
+            piece = uvloop.run(Run(options, server, home, hand).measure(digests))
     what = (
         f"{options.replicas} replicas, backend {options.backend}, {options.rate:g} requests/s by a Poisson clock from "
         f"{CLIENTS} clients, {len(pictures.find(options.images))} picture(s), every swap loads a version anew, "
@@ -190,51 +225,6 @@ def merge(paths: Sequence[Path]) -> dict[str, Any]:
         "pieces": [piece for result in results for piece in result["pieces"]],
         "notes": [f"pooled from {len(results)} results, each of a service of its own"],
     }
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options; leaves with 2 and one line where they make no sense."""
-    parser = argparse.ArgumentParser(
-        description="Swap weights under load and hold what clients see against the promises."
-    )
-    parser.add_argument("--backend", default="fake", help="auto, openvino, onnxruntime, torch or fake (default)")
-    parser.add_argument("--replicas", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--rate", type=float, help="requests a second; default: 40, or 6 for a real backend")
-    parser.add_argument("--swaps", type=int, help="default: 200, or 20 for a real backend")
-    parser.add_argument("--rollback-every", type=int, default=10, help="every so many swaps is a rollback, 0 for none")
-    parser.add_argument("--warmup", type=float, default=5.0, help="seconds of load before the first swap")
-    parser.add_argument("--images", type=Path, default=TRAY, help="picture or folder (default: the sample tray)")
-    parser.add_argument("--leak", type=int, default=0, metavar="MIB", help="plant a leak of so much a swap: a control")
-    parser.add_argument("--cache", type=Path, default=releases.CACHE, help="folder of converted releases")
-    parser.add_argument("--seed", type=int, default=0, help="of the Poisson clock")
-    parser.add_argument("--merge", type=paths, metavar="FILES", help="pool results written before instead of measuring")
-    parser.add_argument("--out", metavar="NAME", help="write results/<date>-NAME.json and .md")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
-    options = parser.parse_args(arguments)
-    fake = options.backend == "fake"
-    options.rate = options.rate if options.rate is not None else (40.0 if fake else 6.0)
-    options.swaps = options.swaps if options.swaps is not None else (200 if fake else 20)
-    for name, least, most in (
-        ("replicas", 1, ABOUT_REPLICAS),
-        ("rate", 0.1, 1000.0),
-        ("swaps", 1, 1000),
-        ("rollback_every", 0, 1000),
-        ("warmup", 0.0, 600.0),
-        ("leak", 0, 64),
-    ):
-        if not least <= getattr(options, name) <= most:
-            parser.error(f"--{name.replace('_', '-')} is outside {least} to {most}")
-    return options
-
-
-def paths(text: str) -> list[Path]:
-    """Return the files of ``text``, separated by commas. Raises ArgumentTypeError for one that does not exist."""
-    found = [Path(part) for part in text.split(",") if part]
-    for path in found:
-        if not path.is_file():
-            msg = f"there is no file {path}"
-            raise argparse.ArgumentTypeError(msg)
-    return found
 
 
 def broken(result: dict[str, Any]) -> bool:

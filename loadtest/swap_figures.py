@@ -7,7 +7,7 @@ import math
 import statistics
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from report import percentile
@@ -19,6 +19,8 @@ MOST_RATIO = 1.25
 MOST_HOLD_MS = 50.0
 MOST_SKEW_MS = 50.0
 MOST_ROLLBACK_MS = 100.0
+MOST_HINT_MS = 500.0
+"""From a moved alias that is told of to the first answer by its version, beyond loading and warming."""
 MOST_GROWTH = 0.02
 LEAST_SAMPLES = 459
 """Requests below which no 99th percentile can be claimed with 99 % confidence (MLPerf's early stopping, none over)."""
@@ -58,13 +60,34 @@ def longest_gap(done: Sequence[float], window: Window) -> float | None:
     return max((after - before for before, after in pairwise(done[first : last + 1])), default=None)
 
 
+def first_answer(answers: Sequence[tuple[float, float]], asked: float, flipped: float) -> float | None:
+    """Return the seconds from ``asked`` to the first answer by a new version, but for those in which nobody asked.
+
+    answers: (due, done) of those that it gave. flipped: when its first replica began to serve, or a little later.
+    None where it gave none.
+    """
+    first = min(answers, key=lambda answer: answer[1], default=None)
+    if first is None:
+        return None
+    due, done = first
+    return done - asked - max(0.0, due - flipped)
+
+
 def pooled(swaps: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     """Return the sorted latencies that ``name`` holds in all ``swaps``."""
     return sorted(latency for swap in swaps for latency in swap[name])
 
 
-def bootstrap(swaps: Sequence[Mapping[str, Any]], *, seed: int = 0, resamples: int = RESAMPLES) -> Window | None:
-    """Return the 95 % interval of the ratio of pooled p99s: swaps drawn with replacement, each with its control window.
+class Intervals(NamedTuple):
+    """95 % intervals: of the pooled p99 (milliseconds) in swap windows, in control windows, and of their ratio."""
+
+    during: Window
+    control: Window
+    ratio: Window
+
+
+def bootstrap(swaps: Sequence[Mapping[str, Any]], *, resamples: int = RESAMPLES) -> Intervals | None:
+    """Return the intervals of pooled p99s: swaps drawn with replacement, each with its control window.
 
     Percentile bootstrap over clusters: requests of one window share their stalls, so windows are what is drawn.
     """
@@ -72,14 +95,14 @@ def bootstrap(swaps: Sequence[Mapping[str, Any]], *, seed: int = 0, resamples: i
     if not there:
         return None
     sides = [_Pool([swap[name] for swap in there]) for name in ("during", "control")]
-    chance = np.random.default_rng(seed)
-    ratios = []
+    chance = np.random.default_rng(0)
+    drawn = []
     for _ in range(resamples):
         times = np.bincount(chance.integers(0, len(there), len(there)), minlength=len(there))
         during, control = (side.p99(times) for side in sides)
-        ratios.append(during / control)
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    return float(low), float(high)
+        drawn.append((during, control, during / control))
+    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+    return Intervals(*((float(one), float(other)) for one, other in zip(low, high, strict=True)))
 
 
 def quartiles(swaps: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float] | None:
@@ -138,6 +161,8 @@ def summarize(pieces: Sequence[Mapping[str, Any]], *, resamples: int = RESAMPLES
     skews = sorted(swap["skew_ms"] for swap in swaps)
     promotions = sorted(swap["took_ms"] for swap in swaps if swap["action"] == "promote")
     rollbacks = sorted(swap["took_ms"] for swap in swaps if swap["action"] == "rollback")
+    hints = {kind: _beyond(swaps, kind) for kind in ("promote", "hint")}
+    intervals = bootstrap(swaps, resamples=resamples)
     counts = {name: sum(piece[name] for piece in pieces) for name in ("sent", "answered", "wrong", "aborted_holds")}
     counts |= {name: sum(piece[name] for piece in pieces) for name in ("regressions", "regressions_all")}
     return counts | {
@@ -152,7 +177,8 @@ def summarize(pieces: Sequence[Mapping[str, Any]], *, resamples: int = RESAMPLES
         "p999_ms": [percentile(during, 0.999), percentile(control, 0.999)],
         "ratio": p99s[0] / p99s[1] if p99s[0] and p99s[1] else None,
         "ratio_asked": p99s[2] / p99s[1] if p99s[2] and p99s[1] else None,
-        "ratio_95": bootstrap(swaps, resamples=resamples),
+        "ratio_95": None if intervals is None else intervals.ratio,
+        "p99_95_ms": [None, None] if intervals is None else [intervals.during, intervals.control],
         "quartiles_ms": [quartiles(swaps, "during"), quartiles(swaps, "control")],
         "gap_ms": [max((swap[name] or 0.0 for swap in swaps), default=None) for name in ("gap_ms", "control_gap_ms")],
         "holds_ms": _spread(holds),
@@ -161,6 +187,9 @@ def summarize(pieces: Sequence[Mapping[str, Any]], *, resamples: int = RESAMPLES
         "skew_histogram": histogram(skews),
         "promotion_ms": _spread(promotions),
         "rollback_ms": _spread(rollbacks),
+        "promotion_beyond_ms": _spread(hints["promote"]),
+        "hint_beyond_ms": _spread(hints["hint"]),
+        "beyond_ms": _spread(sorted([*hints["promote"], *hints["hint"]])),
         "rss_growth": grown(pieces, "rss"),
         "pss_growth": grown(pieces, "pss"),
     }
@@ -192,6 +221,7 @@ def promises(found: Mapping[str, Any]) -> list[Verdict]:
         ("longest hold", "holds_ms", MOST_HOLD_MS),
         ("longest skew of flips", "skew_ms", MOST_SKEW_MS),
         ("longest rollback, request to last flip", "rollback_ms", MOST_ROLLBACK_MS),
+        ("longest from a hint to the first answer, beyond load and warm-up", "beyond_ms", MOST_HINT_MS),
     ):
         spread = found[name]
         measured = "-" if spread is None else f"{spread[2]:.1f} ms"
@@ -211,6 +241,12 @@ def promises(found: Mapping[str, Any]) -> list[Verdict]:
 def sound(found: Mapping[str, Any]) -> bool:
     """Return whether the generator kept to its clock: else latencies say nothing of the service."""
     return bool(found["late_p99_ms"] <= MOST_LATE_MS)
+
+
+def _beyond(swaps: Sequence[Mapping[str, Any]], action: str) -> list[float]:
+    """Return, rising, the milliseconds to first answers beyond the longest preparation, of swaps by ``action``."""
+    told = [swap for swap in swaps if swap["action"] == action and swap.get("first_ms") is not None]
+    return sorted(swap["first_ms"] - swap["prepared_ms"] for swap in told)
 
 
 def _spread(ordered: Sequence[float]) -> tuple[float, float, float] | None:

@@ -19,10 +19,11 @@ from models import demo
 from models.weights.manifest import MANIFEST, Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from pathlib import Path
 
     from servers import Server
+    from swap_registry import Hand
 
 SWAP_DEADLINE_S = 60.0
 LOOK_S = 0.01
@@ -145,6 +146,10 @@ class Fleet:
         """Return to the version before; return its generation once every replica serves it. Raises SwapError."""
         return await self._change("rollback", None)
 
+    async def follow(self, hand: Hand, version: str) -> int:
+        """Tell of an alias that ``hand`` has moved to ``version``; return its generation as above. Raises SwapError."""
+        return await self._reach(f"the alias moved to {version}", hand.tell(self._client, version))
+
     async def arm(self, point: str, action: str) -> None:
         """Arm a fault point in every replica. Raises SwapError."""
         answer = await self._client.post("/v1/faults", json={"point": point, "action": action})
@@ -191,10 +196,14 @@ class Fleet:
         return document
 
     async def _change(self, action: str, body: dict[str, str] | None) -> int:
+        route = f"/v1/models/{releases.MODEL}/{action}"
+        request = self._client.post(route, json=body) if body else self._client.post(route)
+        return await self._reach(f"{action} {body or ''}", request)
+
+    async def _reach(self, what: str, request: Coroutine[Any, Any, httpx.Response]) -> int:
         self.timeline.read()
         before = self.timeline.generation
-        route = f"/v1/models/{releases.MODEL}/{action}"
-        asking = asyncio.ensure_future(self._client.post(route, json=body) if body else self._client.post(route))
+        asking = asyncio.ensure_future(request)
         try:
             async with asyncio.timeout(SWAP_DEADLINE_S):
                 while True:
@@ -208,11 +217,11 @@ class Fleet:
                     await asyncio.sleep(LOOK_S)
         except (TimeoutError, httpx.HTTPError) as error:
             state = await self._client.get(f"/v1/models/{releases.MODEL}/rollout")
-            msg = f"{action} {body or ''} did not reach every replica ({type(error).__name__}): {state.text[:600]}"
+            msg = f"{what} did not reach every replica ({type(error).__name__}): {state.text[:600]}"
             raise SwapError(msg) from error
         finally:
             asking.cancel()
-        msg = f"{action} {body or ''} was refused: {asking.result().text[:300]}"
+        msg = f"{what} was refused: {asking.result().text[:300]}"
         raise SwapError(msg)
 
 

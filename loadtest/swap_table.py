@@ -57,9 +57,11 @@ def _windows(found: Mapping[str, Any]) -> list[list[str]]:
     ):  # fmt: skip
         rows.append([title, *map(_ms, found[name])])
     spread = [ABSENT if each is None else " / ".join(map(_ms, each)) for each in found["quartiles_ms"]]
+    pooled = [ABSENT if each is None else " to ".join(map(_ms, each)) for each in found["p99_95_ms"]]
     wide = ABSENT if found["ratio_asked"] is None else f"{found['ratio_asked']:.2f}"
     return [
         *rows,
+        ["p99, 95 % interval, ms", *pooled],
         ["p99 of single windows, quartiles, ms", *spread],
         ["p99 ÷ control's, were windows to begin with the request for the swap", wide, "1"],
     ]
@@ -84,6 +86,8 @@ def _durations(found: Mapping[str, Any]) -> list[list[str]]:
             ("skew, first to last replica's flip", "skew_ms"),
             ("promotion, request to last flip", "promotion_ms"),
             ("rollback, request to last flip", "rollback_ms"),
+            ("promotion, request to first answer, beyond load and warm-up", "promotion_beyond_ms"),
+            ("alias moved in MLflow, webhook: to first answer, beyond load and warm-up", "hint_beyond_ms"),
         )
     ]
 

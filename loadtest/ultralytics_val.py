@@ -1,10 +1,11 @@
-"""Ultralytics' own validation of weights, and its metric code applied to anybody's boxes.
+"""Ultralytics' own validation of weights, and answers of anybody scored against the labels that it reads.
 
 Both score the same labels: those that Ultralytics' data set reads, duplicates removed as it removes them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import sys
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from models.types import Detections
+
 CONF = 0.001
 IOU = 0.7
 MAX_DET = 300
@@ -47,18 +50,6 @@ class Score:
 
     map50_95: float
     map50: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Boxes:
-    """One image's boxes, sorted by falling score.
-
-    corners: float32 (n, 4), x1 y1 x2 y2 in pixels of the upright original. scores: float32 (n,). classes: int (n,).
-    """
-
-    corners: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    classes: NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,10 +156,10 @@ class Ultralytics:
             }
         return Score(100 * float(stats["metrics/mAP50-95(B)"]), 100 * float(stats["metrics/mAP50(B)"]))
 
-    def score(self, answers: Mapping[str, Boxes]) -> Score:
+    def score(self, answers: Mapping[str, Detections]) -> Score:
         """Return the score of ``answers``, by file name, against the labels that ``val`` has read before.
 
-        Raises ValueError where an answer is missing or an image is unknown.
+        Raises ValueError where an answer is missing or an image is unknown, ConversionError where nothing is labelled.
         """
         if set(answers) != set(self._truth):
             msg = f"{len(answers)} images were answered and {len(self._truth)} are labelled; both must be the same"
@@ -193,35 +184,22 @@ class Ultralytics:
         return found
 
 
-def score(answers: Mapping[str, Boxes], truth: Mapping[str, Truth]) -> Score:
-    """Return the score of ``answers`` against ``truth``: matched and integrated by the code behind ``val``."""
-    _prepare_process()
-    import torch  # noqa: PLC0415 - takes seconds
-    from ultralytics.models.yolo.detect import DetectionValidator  # noqa: PLC0415 - likewise
-    from ultralytics.utils.metrics import DetMetrics  # noqa: PLC0415 - likewise
+def score(answers: Mapping[str, Detections], truth: Mapping[str, Truth]) -> Score:
+    """Return the score of ``answers`` against ``truth``, scored as ``steelyard evaluate`` scores.
 
-    with tempfile.TemporaryDirectory(prefix="steelyard-val-") as folder:
-        matcher = DetectionValidator(save_dir=Path(folder))
-        highest = max(int(each.classes.max(initial=0)) for each in (*answers.values(), *truth.values()))
-        metrics = DetMetrics({number: str(number) for number in range(highest + 1)})
+    Raises ConversionError where nothing is labelled.
+    """
+    _prepare_process()
+    from models.weights.validation import Scorer  # noqa: PLC0415 - not before the process is prepared
+
+    highest = max(int(each.classes.max(initial=0)) for each in (*answers.values(), *truth.values()))
+    # It writes below the working folder, which is a scratch one where it runs otherwise.
+    with tempfile.TemporaryDirectory(prefix="steelyard-val-") as folder, contextlib.chdir(folder):
+        scorer = Scorer(tuple(map(str, range(highest + 1))))
         for name, wanted in truth.items():
-            found = answers[name]
-            matches = matcher._process_batch(  # noqa: SLF001 - the point is to use the very same code
-                {"bboxes": torch.from_numpy(found.corners), "cls": torch.from_numpy(found.classes).float()},
-                {"bboxes": torch.from_numpy(wanted.corners), "cls": torch.from_numpy(wanted.classes).float()},
-            )
-            metrics.update_stats(
-                {
-                    **matches,
-                    "conf": found.scores,
-                    "pred_cls": found.classes.astype(float),
-                    "target_cls": wanted.classes.astype(float),
-                    "target_img": np.unique(wanted.classes).astype(float),
-                    "im_name": name,
-                }
-            )
-        metrics.process(save_dir=Path(folder))
-    return Score(100 * float(metrics.box.map), 100 * float(metrics.box.map50))
+            scorer.add(name, answers[name], wanted.classes, wanted.corners)
+        map50_95, map50 = scorer.score()
+    return Score(100 * map50_95, 100 * map50)
 
 
 def _prepare_process() -> None:

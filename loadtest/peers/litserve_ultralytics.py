@@ -25,8 +25,8 @@ class Detector(litserve.LitAPI):
         return cv2.imdecode(np.frombuffer(request, np.uint8), cv2.IMREAD_COLOR)
 
     def predict(self, image: np.ndarray | list[np.ndarray]) -> object:
-        """Answer one picture, or a list of them where LitServe batches."""
-        return self.model.predict(image, verbose=False)
+        """Answer one picture, or several where LitServe batches: stacked by it where they are of one size."""
+        return self.model.predict(list(image) if most > 1 else image, verbose=False)
 
     def encode_response(self, output: object) -> object:
         """Return what FastAPI turns into JSON."""

@@ -14,6 +14,8 @@ def a_swap(number: int, **changes: Any) -> dict[str, Any]:
         "action": "rollback" if number % 10 == 9 else "promote",
         "window": (3.0 * number, 3.0 * number + 1.5),
         "took_ms": 80.0,
+        "first_ms": 300.0,
+        "prepared_ms": 100.0,
         "skew_ms": 3.0,
         "holds_ms": [12.0, 14.0],
         "before": [10.0],

@@ -9,8 +9,9 @@ import accuracy
 import numpy as np
 import pytest
 from accuracy import Row
-from ultralytics_val import Boxes, Score, Truth, Ultralytics, score
+from ultralytics_val import Score, Truth, Ultralytics, score
 
+from models.types import Detections
 from serve.client_answers import Box, DetectAnswer
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def test_every_picture_is_asked_and_its_boxes_keep_their_order(tmp_path: Path) -
     for number in (1, 2):
         (tmp_path / f"{number}.jpg").write_bytes(b"x" * number)
     found, last = accuracy.ask(answered(lambda _: "d"), sorted(tmp_path.iterdir()))
-    assert found["2.jpg"].corners.tolist() == [[1.0, 2.0, 3.0, 2.0]]
+    assert found["2.jpg"].boxes.tolist() == [[1.0, 2.0, 3.0, 2.0]]
     assert (found["1.jpg"].scores.tolist(), found["1.jpg"].classes.tolist()) == ([0.5], [3])
     assert accuracy.backend_of(last) == "fake"
 
@@ -56,7 +57,7 @@ def test_answers_of_two_releases_are_no_measurement(tmp_path: Path) -> None:
 
 def test_an_answer_without_boxes_is_empty_arrays() -> None:
     """Nothing seen is an answer too."""
-    assert accuracy.boxes(()).corners.shape == (0, 4)
+    assert accuracy.boxes(()).boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize(
@@ -80,10 +81,10 @@ def test_the_score_is_full_for_the_labels_themselves_and_falls_with_what_is_miss
     pytest.importorskip("ultralytics")
     truth = {"a": Truth((100, 100), SQUARE, np.array([0, 1], np.int32))}
     sure = np.array([0.9, 0.8], np.float32)
-    assert score({"a": Boxes(SQUARE, sure, np.array([0, 1], np.int32))}, truth).map50_95 == pytest.approx(99.5)
-    half = score({"a": Boxes(SQUARE[:1], sure[:1], np.array([0], np.int32))}, truth)
+    assert score({"a": Detections(SQUARE, sure, np.array([0, 1], np.int32))}, truth).map50_95 == pytest.approx(99.5)
+    half = score({"a": Detections(SQUARE[:1], sure[:1], np.array([0], np.int32))}, truth)
     assert half.map50_95 == pytest.approx(99.5 / 2)
-    assert score({"a": Boxes(SQUARE, sure, np.array([1, 0], np.int32))}, truth) == Score(0.0, 0.0)
+    assert score({"a": Detections(SQUARE, sure, np.array([1, 0], np.int32))}, truth) == Score(0.0, 0.0)
 
 
 def test_pictures_without_labels_are_refused(tmp_path: Path) -> None:

@@ -65,13 +65,16 @@ def test_a_piece_sorts_requests_into_windows() -> None:
     seen = [Seen(0, 0, n / 10, n / 10 + 0.001, n / 10 + 0.01, 200, "", "1", "a", b"") for n in range(100)]
     seen[20] = seen[20]._replace(status=429)
     run._clients = SimpleNamespace(seen=seen)
-    run._swaps = [{"asked": 1.05, "window": (1.25, 3.0), "holds_ms": [5.0, 6.0, 7.0]}]
+    swapped = {"version": "2", "asked": 1.05, "first_flip": 1.9}
+    run._swaps = [swapped | {"window": (1.25, 3.0), "holds_ms": [5.0, 6.0, 7.0]}]
+    seen[19:] = [each._replace(version="2") for each in seen[19:]]
     fleet = SimpleNamespace(timeline=SimpleNamespace(flips=lambda _: {"replica-1": 1.9}, generation=3))
     piece = run._piece(fleet, {"sent": 100})
     (one,) = piece["swaps"]
     assert [len(one[name]) for name in ("before", "during", "control")] == [2, 16, 18]
     assert one["during"] == pytest.approx([10.0] * 16)
     assert (one["gap_ms"], one["control_gap_ms"]) == pytest.approx((200.0, 100.0))
+    assert one["first_ms"] == pytest.approx(860.0)
     assert (piece["aborted_holds"], piece["replicas_seen"]) == (1, 1)
     assert piece["late_p99_ms"] == pytest.approx(1.0)
 
@@ -122,6 +125,15 @@ def test_a_real_backend_gets_less_to_do() -> None:
     assert (swap.parse([]).rate, swap.parse([]).swaps) == (40.0, 200)
     real = swap.parse(["--backend", "auto", "--swaps", "3"])
     assert (real.rate, real.swaps) == (6.0, 3)
+
+
+def test_rollbacks_and_hints_take_their_turns() -> None:
+    """By default one of ten each, never the same one; 0 means none, and a rollback wins where both are due."""
+    actions = [swap.action_of(number, 10, 10) for number in range(1, 21)]
+    assert [number for number, action in enumerate(actions, start=1) if action == "hint"] == [5, 15]
+    assert [number for number, action in enumerate(actions, start=1) if action == "rollback"] == [10, 20]
+    assert {swap.action_of(number, 0, 0) for number in range(1, 9)} == {"promote"}
+    assert [swap.action_of(number, 2, 1) for number in (1, 2)] == ["hint", "rollback"]
 
 
 def test_results_are_merged_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from swap_figures import (
     EDGES_MS,
     LEAST_SAMPLES,
+    Intervals,
     bootstrap,
+    first_answer,
     grown,
     growth,
     histogram,
@@ -58,14 +60,24 @@ def test_the_longest_gap_may_reach_over_the_windows_edges() -> None:
 
 def test_the_interval_of_the_ratio_holds_the_ratio() -> None:
     """Equal windows give one; twice as slow windows give two; without answers there is none."""
-    assert bootstrap([a_swap(number) for number in range(20)], resamples=50) == (1.0, 1.0)
+    quiet = bootstrap([a_swap(number) for number in range(20)], resamples=50)
+    assert quiet == Intervals((20.0, 20.0), (20.0, 20.0), (1.0, 1.0))
     slow = [a_swap(number, during=[20.0] * 59 + [40.0]) for number in range(20)]
-    assert bootstrap(slow, resamples=50) == (2.0, 2.0)
+    assert bootstrap(slow, resamples=50) == Intervals((40.0, 40.0), (20.0, 20.0), (2.0, 2.0))
     assert bootstrap([a_swap(0, during=[])]) is None
     chance = random.Random(1)  # noqa: S311 - latencies are no secrets
     mixed = [a_swap(n, during=[chance.expovariate(0.1) for _ in range(60)]) for n in range(30)]
-    low, high = bootstrap(mixed, resamples=100) or (0.0, 0.0)
-    assert low < summarize([a_piece(mixed)], resamples=9)["ratio"] < high
+    found, whole = bootstrap(mixed, resamples=100), summarize([a_piece(mixed)], resamples=9)
+    assert found is not None
+    assert found.ratio[0] < whole["ratio"] < found.ratio[1]
+    assert found.during[0] <= whole["p99_ms"][0] <= found.during[1]
+
+
+def test_the_first_answer_counts_from_the_hint_but_for_times_in_which_nobody_asked() -> None:
+    """A request that waited for the flip counts whole; one that came after it counts from the flip on."""
+    assert first_answer([(1.0, 3.1), (2.5, 3.2)], asked=2.0, flipped=3.0) == pytest.approx(1.1)
+    assert first_answer([(3.5, 3.6)], asked=2.0, flipped=3.0) == pytest.approx(1.1)
+    assert first_answer([], asked=2.0, flipped=3.0) is None
 
 
 def test_quartiles_are_of_single_windows() -> None:
@@ -132,6 +144,7 @@ def test_one_bad_answer_breaks_a_promise(changes: dict[str, Any], word: str) -> 
         ({"holds_ms": [12.0, 50.1]}, "hold"),
         ({"skew_ms": 50.1}, "skew"),
         ({"took_ms": 100.1}, "rollback"),
+        ({"first_ms": 600.1}, "hint"),
     ],
 )
 def test_slow_swaps_break_a_promise(changes: dict[str, Any], word: str) -> None:
@@ -168,3 +181,14 @@ def test_pieces_pool() -> None:
         assert line in text
     rows = [line for line in text.splitlines() if line.startswith("| holds")]
     assert rows[0].count("|") == len(EDGES_MS) + 3
+
+
+def test_what_was_measured_before_first_answers_were_is_still_read() -> None:
+    """Their promise is left open, and rollbacks never count for it; each kind has its own row."""
+    old = [{name: value for name, value in a_swap(n).items() if name != "first_ms"} for n in range(60)]
+    found = summarize([a_piece(old)], resamples=9)
+    assert (found["beyond_ms"], found["hint_beyond_ms"]) == (None, None)
+    swaps = [a_swap(9, first_ms=9e9), a_swap(0), a_swap(1, action="hint", first_ms=400.0)]
+    found = summarize([a_piece(swaps)], resamples=9)
+    assert (found["promotion_beyond_ms"][2], found["hint_beyond_ms"][2]) == (200.0, 300.0)
+    assert found["beyond_ms"][2] == 300.0
