@@ -15,7 +15,7 @@ from models.rollout.messages import Target
 from models.rollout.state import Recovered
 from models.weights.cache import Committed
 from serve.attempts import Attempts
-from serve.outbox import Letter, Outbox
+from serve.outbox import SETTLE_S, Letter, Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -57,10 +57,11 @@ class Books:
         """Start with nothing to write. now: returns the model's state; the two runners take a blocking call each."""
         self._model, self._now = model, now
         self._store, self._audit, self._registry = store, audit, registry
-        self._in_thread, self._observer = in_thread, observer
+        self._in_thread, self._sleep, self._observer = in_thread, sleep, observer
         self._entries: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(MOST_ENTRIES)
         self._disk = asyncio.Lock()
         self._saving: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Task[None]] = set()
         self._attempts = Attempts(lambda: uuid4().hex)
         self._outbox = Outbox(in_thread=in_registry_thread, sleep=sleep)
 
@@ -69,6 +70,12 @@ class Books:
         task = asyncio.create_task(self._save())
         self._saving.add(task)
         task.add_done_callback(self._saving.discard)
+
+    def save_soon(self) -> None:
+        """Do so, and write lines of the audit, once the replicas have heard of a commit: the ledger has it."""
+        task = asyncio.create_task(self._save_soon())
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
 
     async def saved(self) -> None:
         """Wait until every ``save`` has ended, some seconds at most."""
@@ -128,10 +135,16 @@ class Books:
     async def _keep(self) -> None:
         while True:
             entry = await self._entries.get()
+            if self._settling:
+                await asyncio.wait(set(self._settling))
             try:
                 await entry()
             except (OSError, SteelyardError, TimeoutError) as error:
                 _log.warning("an entry in the books of %s is lost: %s", self._model, error)
+
+    async def _save_soon(self) -> None:
+        await self._sleep(SETTLE_S)
+        self.save()
 
     async def _save(self) -> None:
         # The state is read inside the lock: of two saves under way, the later one writes the later state.

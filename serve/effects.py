@@ -10,6 +10,7 @@ from models.errors import ReleaseError, SteelyardError
 from models.rollout import choice, state
 from models.rollout.messages import Failure
 from serve.judging import judge
+from serve.outbox import SETTLE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -86,7 +87,14 @@ class Effects:
         """Let go of releases that nobody needs any more, once the rollout that ended has come to rest."""
         if self._untidy and self._now().phase == "idle":
             self._untidy = False
+            self._spawn(self._tidy())
+
+    async def _tidy(self) -> None:
+        await self._parts.sleep(SETTLE_S)
+        if self._now().phase == "idle":
             self._parts.tidy()
+        else:
+            self._untidy = True
 
     async def _fetch(self, target: Target) -> None:
         self._feed(await self._fetched(target))
@@ -149,7 +157,7 @@ class Effects:
         target, generation = attempt.target, attempt.generation
         _log.info("version %s of %s is committed as generation %d", target.version, self._model, generation)
         self._programs.queue(effect, self._now().incarnation)
-        self._books.save()
+        self._books.save_soon()
         self._books.write("roll", attempt.previous, target, result="committed", generation=generation)
         self._books.record_serving(attempt)
         self._untidy = True

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+SETTLE_S: Final = 0.1
+"""How long after a decision everything waits that can (seconds): replicas hold until they hear it, and threads that
+write in the same process delayed that by 15 ms."""
 MOST_LETTERS: Final = 256
 DEADLINE_S: Final = 15.0
 MOST_TRIES: Final = 6
@@ -61,6 +64,7 @@ class Outbox:
             if not self._letters:
                 self._there.clear()
                 await self._there.wait()
+                await self._sleep(SETTLE_S)
             letter, tries = self._letters.popleft()
             trouble = await self._write(letter)
             if trouble is None:

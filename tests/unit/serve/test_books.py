@@ -14,6 +14,7 @@ from models.weights.fake_registry import FakeRegistry
 from serve.audit import Audit
 from serve.books import Books
 from serve.fake_time import run
+from serve.outbox import SETTLE_S
 from serve.prometheus import PrometheusSink
 from serve.rollout_metrics import RolloutMetrics
 
@@ -69,7 +70,7 @@ def test_a_registry_that_hangs_delays_no_line_of_the_audit(tmp_path: Path) -> No
         desk.books.record_serving(Attempt(3, 1, ONE))
         desk.books.write("roll", ONE, TWO, result="rejected", reason="quality: it sees worse")
         desk.books.write("roll", ONE, TWO, result="desired")
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(2 * SETTLE_S)
         assert [line["result"] for line in desk.lines()] == ["rejected", "desired"]
         assert (desk.registry.rollouts, desk.registry.serving) == ({}, {})
         desk.hangs = False
@@ -77,6 +78,34 @@ def test_a_registry_that_hangs_delays_no_line_of_the_audit(tmp_path: Path) -> No
         assert [each.result for each in desk.registry.rollouts.values()] == ["rejected"]
         assert desk.registry.serving == {"m": (3, "1", "a" * 64)}
         assert 'steelyard_rollout_runs_total{model="m",outcome="written"} 1.0' in desk.sink.render().decode()
+        desk.loop.cancel()
+
+    run(story())
+
+
+def test_nothing_is_written_while_replicas_wait_to_hear_of_a_commit(tmp_path: Path) -> None:
+    """Disk and registry begin a moment after the decision; what a claim waits for is written at once."""
+
+    async def story() -> None:
+        desk = Desk(tmp_path)
+        store = CommittedStore(tmp_path)
+        await asyncio.sleep(1.0)
+        desk.books.save_soon()
+        desk.books.write("roll", None, ONE, result="committed", generation=3)
+        desk.books.record_serving(Attempt(3, 1, ONE))
+        await asyncio.sleep(0.9 * SETTLE_S)
+        assert (store.load("m"), desk.path.exists(), desk.registry.serving) == (None, False, {})
+        await asyncio.sleep(0.2 * SETTLE_S)
+        record = store.load("m")
+        assert record is not None
+        assert (record.generation, len(desk.lines())) == (3, 1)
+        assert desk.registry.serving == {"m": (3, "1", "a" * 64)}
+        desk.state = State("m", committed=Attempt(4, 1, TWO, ONE))
+        desk.books.save()
+        await desk.books.saved()
+        record = store.load("m")
+        assert record is not None
+        assert record.generation == 4
         desk.loop.cancel()
 
     run(story())

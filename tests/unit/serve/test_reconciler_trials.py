@@ -18,6 +18,7 @@ from models.rollout.state import Timing
 from models.rollout.trial import TrialLimits
 from models.weights.registry import Evaluation
 from serve.fake_time import run
+from serve.outbox import SETTLE_S
 from serve.reconciler import Parts
 from serve.settings import Settings
 
@@ -80,6 +81,7 @@ def test_a_worse_version_is_stopped_by_its_evaluation_unless_it_is_forced(fleet:
         assert "prepare 2" not in fleet.engines["a"].calls
         await fleet.actor.promote("2", "", "x", Order(force="the old one must go"))
         await fleet.until(fleet.all_on("2"))
+        await asyncio.sleep(2 * SETTLE_S)
         judged = next(e for e in fleet.audit() if e["result"] == "judged" and e["to"]["version"] == "2")
         assert "waived (the old one must go)" in judged["reason"]
         assert judged["measured"]["quality_candidate"] == 0.5
