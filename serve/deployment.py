@@ -43,8 +43,9 @@ NAME: Final = DEPLOYMENT
 HEALTH_PERIOD_S: Final = 5.0
 HEALTH_TIMEOUT_S: Final = 20.0
 DRAIN_LOOP_S: Final = 0.1
-RESERVE_MB: Final = 128
-"""Memory (MiB) of a replica's budget that neither releases nor warm shapes may take."""
+RESERVE_MB: Final = 288
+"""Memory (MiB) of a replica's budget that neither releases nor warm shapes may take: images in flight, what the
+allocator keeps, and by how much the estimates fell short after a flood and two swaps under load."""
 
 
 class _Observer(EngineObserver):
