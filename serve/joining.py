@@ -30,7 +30,10 @@ _PASSING: Final = (CapacityError, LedgerError, RegistryError)
 
 
 class Joining:
-    """Asks what is committed, loads it, flips to it and asks to be admitted, until it is."""
+    """Asks what is committed, loads it, flips to it and asks to be admitted, until it is.
+
+    Attributes: asked is when it last asked to be admitted; it stood in the ledger after that if it was.
+    """
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Joining:
         self._model, self._replica = model, replica
         self._engine, self._actor, self._loader, self._faults = engine, actor, loader, faults
         self._patience_s, self._clock, self._sleep = patience_s, clock, sleep
+        self.asked = clock()
 
     async def first(self) -> Join:
         """Join at the start and return what was loaded.
@@ -111,6 +115,7 @@ class Joining:
         await self._faults.hit("replica.before_admit")
         while True:
             verdict: Admission = "retry"
+            self.asked = self._clock()
             try:
                 asked = self._actor.admit(self._model, self._replica, attempt.generation, None)
                 verdict = await asyncio.wait_for(asked, CALL_DEADLINE_S)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from models.rollout import member
+from models.rollout import isolation, member
 from models.rollout.messages import Directive
 from serve.faults import FaultPoints
 from serve.joining import Joining
@@ -90,6 +91,7 @@ class Member:
         )
         self._effects = MemberEffects(
             model,
+            replica_id,
             engine=engine,
             ledger=ledger,
             loader=loader,
@@ -105,6 +107,8 @@ class Member:
         self._beat: float | None = None
         self._failures = 0
         self._trouble = ""
+        # Strict mode counts on a tick within its margin.
+        self._longest_pause_s = 5.0 if settings.strict_isolation_s is None else 0.5
         self._stopping = False
 
     async def start(self) -> None:
@@ -123,6 +127,8 @@ class Member:
             hold_deadline_s=self._settings.hold_deadline_s,
             in_doubt_limit_s=self._settings.in_doubt_limit_s,
             incarnation=joined.incarnation,
+            isolation_s=math.inf if self._settings.strict_isolation_s is None else self._settings.strict_isolation_s,
+            heard=self._joining.asked,
         )
         self._engine.resume()
 
@@ -137,7 +143,7 @@ class Member:
                 self._failures += 1
                 self._trouble = f"{type(error).__name__}: {error}"
                 _log.exception("the member loop of %s failed and begins again", self.model)
-                await self._sleep(min(5.0, 0.1 * 2.0**self._failures))
+                await self._sleep(min(self._longest_pause_s, 0.1 * 2.0**self._failures))
 
     async def stop(self) -> None:
         """Refuse all requests, leave the member set and end every task. Call it once no request is wanted any more."""
@@ -167,9 +173,8 @@ class Member:
             return "shutting down"
         if self._state is None:
             return f"{self.model} is not loaded yet"
-        if self._state.failing:
-            return member.IN_DOUBT
-        return f"{self.model} joins the fleet again" if self._state.outside else None
+        joins = f"{self.model} joins the fleet again" if self._state.outside else None
+        return member.refusing(self._state) or joins
 
     # The loop
 
@@ -192,7 +197,8 @@ class Member:
                 if poll is None and not state.outside and self._clock() >= next_poll:
                     self._state, sent = self._report(state)
                     poll = asyncio.create_task(self._poll(sent))
-                timer = asyncio.create_task(_wait(self._sleep, self._until_next(next_poll if poll is None else None)))
+                idle = poll is None and not state.outside
+                timer = asyncio.create_task(_wait(self._sleep, self._until_next(next_poll if idle else None)))
                 waiting: set[asyncio.Task[object]] = {wake, timer} if poll is None else {wake, timer, poll}
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 timer.cancel()
@@ -223,7 +229,7 @@ class Member:
 
     def _until_next(self, next_poll: float | None) -> float:
         state, now = self._running(), self._clock()
-        waits = [1.0]
+        waits = [1.0, isolation.wait_s(state, now)]
         if state.phase == "holding":
             waits.append(state.deadline - now if now < state.deadline else 0.05)
         if next_poll is not None:

@@ -31,6 +31,7 @@ class MemberEffects:
     def __init__(
         self,
         model: str,
+        replica: str,
         *,
         engine: EnginePort,
         ledger: Ledger,
@@ -42,7 +43,7 @@ class MemberEffects:
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         """Do nothing yet. happened: takes the event in which an effect ends."""
-        self._model, self._engine, self._ledger = model, engine, ledger
+        self._model, self._replica, self._engine, self._ledger = model, replica, engine, ledger
         self._loader, self._joining, self._faults = loader, joining, faults
         self._happened, self._clock, self._sleep = happened, clock, sleep
         self._work: asyncio.Task[None] | None = None
@@ -59,7 +60,7 @@ class MemberEffects:
         for task in list(self._tasks):
             task.cancel()
 
-    async def do(self, effect: member.Effect) -> None:  # noqa: C901 - one arm an effect
+    async def do(self, effect: member.Effect) -> None:  # noqa: C901, PLR0912 - one arm an effect
         """Carry out one effect, or begin to. Raises what the engine raises."""
         match effect:
             case member.Prepare(attempt):
@@ -86,6 +87,8 @@ class MemberEffects:
                 await self._faults.hit("replica.after_flip")
             case member.Ask(generation):
                 self._spawn(self._ask(generation))
+            case member.Confirm():
+                self._spawn(self._confirm())
             case member.FailAll(message):
                 self._engine.fail_all(message)
             case member.Rejoin():
@@ -130,9 +133,21 @@ class MemberEffects:
         else:
             self._happened(member.Ruled(generation, "COMMIT" if verdict == "COMMIT" else "ABORT"))
 
+    async def _confirm(self) -> None:
+        asked = self._clock()
+        try:
+            found = await rules.perform(rules.membership(self._model, self._replica), self._ledger)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever failed, the time that is left runs on
+            _log.info("the ledger did not tell whether it counts this replica of %s: %s", self._model, error)
+            self._happened(member.Unconfirmed())
+        else:
+            self._happened(member.Confirmed(asked, member=found is not None))
+
     async def _rejoin(self) -> None:
         attempt = (await self._joining.again()).attempt
-        self._happened(member.Joined(attempt.generation, attempt.target.digest))
+        self._happened(member.Joined(attempt.generation, attempt.target.digest, self._joining.asked))
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -97,6 +97,7 @@ class Programs:
                 return state.MemberRecorded(replica, in_charge=fine)
             case state.ForgetMember(replica):
                 await self.until_reached(lambda: ledger.forget_member(model, replica))
+                return state.MemberForgotten(replica)
             case state.Announce(attempt):
                 await self.until_reached(lambda: ledger.sweep(model, attempt.generation))
             case _:

@@ -102,6 +102,7 @@ class RolloutActor:
             tidy=self._tidy,
             timing=Timing(
                 hold_deadline_s=settings.hold_deadline_s,
+                isolation_s=settings.strict_isolation_s,
                 prepare_timeout_s=settings.prepare_timeout_s + 10.0,
                 latency_factor=settings.latency_factor,
                 trial=TrialLimits(least_images=settings.trial_images),
@@ -278,6 +279,7 @@ def fingerprint(settings: Settings) -> str:
         "tracking_uri": settings.tracking_uri,
         "allow_fault_injection": settings.allow_fault_injection,
         "hold_deadline_s": settings.hold_deadline_s,
+        "strict_isolation_s": settings.strict_isolation_s,
         "prepare_timeout_s": settings.prepare_timeout_s,
         "poll_interval_s": settings.poll_interval_s,
         "quality_tolerance": settings.quality_tolerance,

@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     in_doubt_limit_s: float = Field(default=5.0, ge=0.1, le=60.0)
     """Time without a reachable ledger during a hold after which a replica answers 503 (seconds)."""
 
+    strict_isolation_s: float | None = Field(default=None, ge=3.0, le=300.0)
+    """Strict mode: time without the ledger's word that a replica is counted, after which it answers 503 (seconds)."""
+
     prepare_timeout_s: float = Field(default=120.0, ge=1.0, le=3600.0)
     """Longest time a replica may take to load, warm and test a release (seconds)."""
 
@@ -151,6 +154,12 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         if self.min_replicas is not None and self.max_replicas is not None and self.min_replicas > self.max_replicas:
             msg = f"min_replicas={self.min_replicas} exceeds max_replicas={self.max_replicas}: swap them"
+            raise ValueError(msg)
+        if self.strict_isolation_s is not None and self.strict_isolation_s >= self.prepare_timeout_s:
+            msg = (
+                f"strict_isolation_s={self.strict_isolation_s:g} is not below prepare_timeout_s="
+                f"{self.prepare_timeout_s:g}: no promotion would outlast the wait for a dead replica; lower it"
+            )
             raise ValueError(msg)
         if not is_loopback(self.host):
             if self.admin_key is None:

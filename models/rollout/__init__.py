@@ -16,7 +16,9 @@ One actor reconciles the registry; every replica is a member that polls it; a le
 8.  When all hold: put COMMIT; only if it wins, GO.
 9.  A replica whose deadline passes puts ABORT and obeys what stands. It never decides alone.
 10. Ledger unreachable: hold on, ask again; after a limit refuse requests, never answer with old weights.
-11. Not held and the actor lost: serve on; nobody can commit without this replica.
+11. Not held and the actor lost: serve on; nobody can commit without this replica. Strict mode: serve only while the
+    ledger has counted it as a member within ``isolation_s``; a dead member is struck off the ledger and waited for that
+    long, and a margin, before anybody commits without it; so does a new life of the actor, for those it cannot know of.
 12. A failed preparation, or several deaths in the middle of it, reject the version; a transient failure waits.
     The first attempt ever is bounded in the same way, by the replicas that were told to load it. What was rejected for
     good stays so through every restart, in the durable record, until somebody promotes it anew.

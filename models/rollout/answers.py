@@ -18,7 +18,7 @@ def directive_for(state: State, replica: str, now: float) -> Directive | None:
     if state.phase in ("boot", "deposed"):
         return None
     view = state.members.get(replica)
-    if view is None:
+    if view is None or (state.timing.strict and view.died_at is not None):
         return Directive("rejoin", state.incarnation)
     if view.report is None or not view.admitted:
         return None

@@ -36,6 +36,7 @@ from models.rollout.state import (
     Judged,
     JudgeFailed,
     MemberDied,
+    MemberForgotten,
     MemberLeft,
     MemberRecorded,
     MoveAlias,
@@ -106,7 +107,9 @@ def _take(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR091
         case MemberRecorded(replica, in_charge):
             return members.recorded(state, replica, in_charge=in_charge)
         case MemberDied(replica):
-            return members.died(state, replica, now), ()
+            return members.died(state, replica, now)
+        case MemberForgotten(replica):
+            return members.forgotten(state, replica, now), ()
         case MemberLeft(replica):
             return members.without(members.returned(state, replica), replica)
         case RollbackAsked(promotion):
@@ -130,6 +133,7 @@ def _recovered(state: State, event: Recovered, now: float) -> State:
         rejections=event.rejections,
         # Members tell what they have seen only for a while after their flip, however late this life begins.
         probation=now if found.committed is not None and proving.on_probation(state, found.committed) else None,
+        hold_from=now + state.timing.burial_s if state.timing.strict and found.committed is not None else now,
     )
 
 
@@ -205,6 +209,9 @@ def _claimed(state: State, attempt: Attempt, outcome: str, now: float) -> Step:
 def _polled(state: State, report: Report, now: float) -> State:
     view = state.members.get(report.replica)
     if view is None or (view.report is not None and report.seq <= view.report.seq):
+        return state
+    if state.timing.strict and view.died_at is not None:
+        # It is struck off already: it has to be admitted again.
         return state
     # A report after the proof shows that the process still ran then: it needs a new proof.
     return members.with_view(state, report.replica, View(view.admitted, now, None, report))

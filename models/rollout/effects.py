@@ -59,7 +59,7 @@ class RecordMember:
 
 @dataclass(frozen=True, slots=True)
 class ForgetMember:
-    """Run ``ledger.forget_member``."""
+    """Run ``ledger.forget_member``; answer with MemberForgotten."""
 
     replica: str
 

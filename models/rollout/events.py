@@ -120,6 +120,13 @@ class MemberDied:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberForgotten:
+    """The replica does not stand in the ledger any more."""
+
+    replica: str
+
+
+@dataclass(frozen=True, slots=True)
 class MemberLeft:
     """The replica says that it can start no batch any more."""
 
@@ -140,5 +147,5 @@ class Tick:
 
 Event = (
     Recovered | DesiredRead | Fetched | FetchFailed | Judged | JudgeFailed | Claimed | Decided | Polled | TryTold
-    | AdmitAsked | MemberRecorded | MemberDied | MemberLeft | RollbackAsked | Tick
+    | AdmitAsked | MemberRecorded | MemberDied | MemberForgotten | MemberLeft | RollbackAsked | Tick
 )  # fmt: skip

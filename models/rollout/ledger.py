@@ -187,6 +187,11 @@ def forget_member(model: str, replica: str) -> Program[None]:
     yield Delete(f"{model}/member/{replica}")
 
 
+def membership(model: str, replica: str) -> Get:
+    """Return the operation that asks whether ``replica`` is counted as a member; its result is None where it is not."""
+    return Get(f"{model}/member/{replica}")
+
+
 def sweep(model: str, committed: int) -> Program[None]:
     """Remove claims and decisions below the committed generation: no member can be in doubt about them."""
     for kind in ("claim", "decision"):

@@ -6,18 +6,24 @@
 
 A replica that holds never decides alone: when its deadline passes it puts ABORT and obeys what stands. While the
 ledger cannot be reached it keeps holding; after ``in_doubt_limit_s`` it fails its requests rather than answer with
-weights that may be superseded. One that is not held and has lost the actor serves on: nobody can commit without it.
+weights that may be superseded. One that is not held and has lost the actor serves on: nobody can commit without it,
+unless its host is cut off and counted dead. Strict mode covers that: see ``isolation.py``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING
 
+from models.rollout import isolation
+from models.rollout.isolation import CUT_OFF
 from models.rollout.member_steps import (
     Ask,
     BeginTrial,
     Cancel,
+    Confirm,
+    Confirmed,
     Directed,
     Discard,
     Effect,
@@ -37,6 +43,7 @@ from models.rollout.member_steps import (
     Tick,
     TrialBegun,
     TrialFailed,
+    Unconfirmed,
 )
 from models.rollout.messages import Report
 
@@ -45,10 +52,13 @@ if TYPE_CHECKING:
     from models.rollout.trial import TrialStep
 
 __all__ = [
+    "CUT_OFF",
     "IN_DOUBT",
     "Ask",
     "BeginTrial",
     "Cancel",
+    "Confirm",
+    "Confirmed",
     "Directed",
     "Discard",
     "Effect",
@@ -70,6 +80,8 @@ __all__ = [
     "Tick",
     "TrialBegun",
     "TrialFailed",
+    "Unconfirmed",
+    "refusing",
     "report",
     "step",
 ]
@@ -84,8 +96,10 @@ class MemberState:
     generation, digest: what it answers with. incarnation: newest life of the actor that it has heard of.
     attempt: what ``phase`` is about. candidate: digest loaded beside the active one for some attempt.
     settled: highest generation whose decision it has obeyed. deadline: of the hold. asking: the ledger was asked.
-    failing: its requests are being refused because it is in doubt. outside: the actor does not count it as a member.
+    failing: its requests are being refused, see ``refusing``. outside: the actor does not count it as a member.
     trial: number of the attempt's trial step that runs here, 0 for none. golden_ms: see Prepared.
+    isolation_s: of strict mode, infinity without. heard: when it last asked the ledger and was a member; looking: the
+    ledger is being asked; look_at: when it will be asked next.
     """
 
     replica: str
@@ -106,6 +120,10 @@ class MemberState:
     outside: bool = False
     trial: int = 0
     golden_ms: tuple[float, float] | None = None
+    isolation_s: float = inf
+    heard: float = 0.0
+    looking: bool = False
+    look_at: float = 0.0
 
 
 Step = tuple[MemberState, tuple[Effect, ...]]
@@ -130,8 +148,20 @@ def report(state: MemberState) -> tuple[MemberState, Report]:
     )
 
 
-def step(state: MemberState, event: Event, now: float) -> Step:  # noqa: C901, PLR0911 - one arm an event
+def refusing(state: MemberState) -> str | None:
+    """Return why requests are being refused, None where they are not."""
+    if not state.failing:
+        return None
+    return IN_DOUBT if state.outside or state.phase == "holding" else CUT_OFF
+
+
+def step(state: MemberState, event: Event, now: float) -> Step:
     """Return the state after ``event`` and what is to be done, in order. ``now``: monotonic seconds, never falling."""
+    state, effects = _take(state, event, now)
+    return isolation.guard(state, effects, now)
+
+
+def _take(state: MemberState, event: Event, now: float) -> Step:  # noqa: C901, PLR0911, PLR0912 - one arm an event
     match event:
         case Directed(directive):
             return _directed(state, directive, now)
@@ -152,8 +182,13 @@ def step(state: MemberState, event: Event, now: float) -> Step:  # noqa: C901, P
         case LedgerSilent():
             state = replace(state, asking=False)
             return _doubt(state, now)
-        case Joined(generation, digest):
-            return _joined(state, generation, digest)
+        case Joined():
+            return _joined(state, event, now)
+        case Confirmed():
+            state, struck = isolation.heard(state, event, now)
+            return _leave(state, now) if struck else (state, ())
+        case Unconfirmed():
+            return isolation.unheard(state, now), ()
         case Tick():
             return _tick(state, now)
 
@@ -268,23 +303,26 @@ def _drop(state: MemberState, keep: str | None) -> Step:
     if candidate not in (None, keep):
         effects.append(Discard(candidate))
         candidate = None
-    return replace(_idle(state), candidate=candidate), tuple(effects)
+    return replace(_idle(state), candidate=candidate, failing=state.failing), tuple(effects)
 
 
 def _leave(state: MemberState, now: float) -> Step:
     # Whoever commits now does not wait for this replica: it may start no batch until it is admitted again.
     left, effects = _drop(state, None)
-    return replace(left, outside=True, deadline=now, failing=state.failing), (Hold(), *effects, Rejoin())
+    return replace(left, outside=True, deadline=now), (Hold(), *effects, Rejoin())
 
 
-def _joined(state: MemberState, generation: int, digest: str) -> Step:
+def _joined(state: MemberState, joined: Joined, now: float) -> Step:
     effects: tuple[Effect, ...] = (Resume(), FailAll(None)) if state.failing else (Resume(),)
-    state = replace(_idle(state), outside=False, candidate=None)
-    return replace(state, generation=generation, digest=digest, settled=max(state.settled, generation)), effects
+    state = replace(_idle(state), outside=False, candidate=None, heard=max(state.heard, joined.asked), look_at=now)
+    settled = max(state.settled, joined.generation)
+    return replace(state, generation=joined.generation, digest=joined.digest, settled=settled), effects
 
 
 def _tick(state: MemberState, now: float) -> Step:
-    state, effects = _doubt(state, now)
+    state, doubt = _doubt(state, now)
+    state, looks = isolation.look(state, now)
+    effects = (*doubt, *looks)
     if state.phase != "holding" or state.attempt is None or state.asking or now < state.deadline:
         return state, effects
     return replace(state, asking=True), (*effects, Ask(state.attempt.generation))

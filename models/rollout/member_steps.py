@@ -72,10 +72,24 @@ class LedgerSilent:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The replica was admitted on ``generation`` after it had been outside."""
+    """The replica was admitted on ``generation`` after it had been outside; it had asked at ``asked`` (strict mode)."""
 
     generation: int
     digest: str
+    asked: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The ledger, asked at ``asked``, says whether it counts this replica as a member."""
+
+    asked: float
+    member: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unconfirmed:
+    """The ledger could not be asked whether it counts this replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +97,10 @@ class Tick:
     """Time has passed."""
 
 
-Event = Directed | Prepared | PrepareFailed | TrialBegun | TrialFailed | Ruled | LedgerSilent | Joined | Tick
+Event = (
+    Directed | Prepared | PrepareFailed | TrialBegun | TrialFailed | Ruled | LedgerSilent | Joined | Confirmed
+    | Unconfirmed | Tick
+)  # fmt: skip
 
 
 # Effects
@@ -150,6 +167,11 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Confirm:
+    """Ask the ledger whether it counts this replica as a member; answer with Confirmed or Unconfirmed."""
+
+
+@dataclass(frozen=True, slots=True)
 class FailAll:
     """Refuse queued and new requests with this message; None ends it."""
 
@@ -161,4 +183,6 @@ class Rejoin:
     """Load what is committed and ask to be admitted, holding all the while; answer with Joined."""
 
 
-Effect = Prepare | Cancel | Discard | BeginTrial | EndTrial | Hold | Resume | Flip | Ask | FailAll | Rejoin
+Effect = (
+    Prepare | Cancel | Discard | BeginTrial | EndTrial | Hold | Resume | Flip | Ask | Confirm | FailAll | Rejoin
+)  # fmt: skip

@@ -25,14 +25,35 @@ def returned(state: State, replica: str) -> State:
     return replace(state, trying={name: when for name, when in state.trying.items() if name != replica})
 
 
-def died(state: State, replica: str, now: float) -> State:
-    """Note the proof that a replica's process is dead."""
+def died(state: State, replica: str, now: float) -> Step:
+    """Note the proof that a replica's process is dead; in strict mode strike it off the ledger at once."""
     if replica in state.trying:
-        return replace(returned(state, replica), deaths=state.deaths + 1)
+        return replace(returned(state, replica), deaths=state.deaths + 1), ()
     view = state.members.get(replica)
     if view is None or view.died_at is not None:
+        return state, ()
+    strike: tuple[Effect, ...] = (ForgetMember(replica),) if state.timing.strict else ()
+    return with_view(state, replica, replace(view, died_at=now)), strike
+
+
+def forgotten(state: State, replica: str, now: float) -> State:
+    """Note that a dead member is struck off the ledger: it cannot learn any more that it is counted."""
+    view = state.members.get(replica)
+    if view is None or view.died_at is None or view.struck_at is not None:
         return state
-    return with_view(state, replica, replace(view, died_at=now))
+    return with_view(state, replica, replace(view, struck_at=now))
+
+
+def bury(state: State, now: float) -> tuple[State, View, tuple[Effect, ...]] | None:
+    """Drop one member whose death was waited out; return it, too, None where there is no such member."""
+    strict, wait = state.timing.strict, state.timing.burial_s
+    for replica, view in state.members.items():
+        since = view.struck_at if strict else view.died_at
+        if since is not None and now >= since + wait:
+            buried, effects = without(state, replica)
+            # Struck off long ago; a second time, it could be after it was admitted again.
+            return buried, view, () if strict else effects
+    return None
 
 
 def admit(state: State, asked: AdmitAsked, now: float) -> Step:  # noqa: PLR0911 - one return a case
@@ -54,6 +75,9 @@ def admit(state: State, asked: AdmitAsked, now: float) -> Step:  # noqa: PLR0911
     if state.phase in ("boot", "hold", "commit", "abort"):
         return state, (Admit(replica, "retry"),)
     view = state.members.get(replica)
+    if view is not None and state.timing.strict:
+        # Dead is dead until it is buried; else it may ask because the ledger has lost it, so it is recorded again.
+        return _enter(state, replica) if view.died_at is None else (state, (Admit(replica, "retry"),))
     if view is not None and view.admitted and view.died_at is None:
         return state, (Admit(replica, "admitted"),)
     return _enter(state, replica)

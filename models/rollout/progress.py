@@ -24,12 +24,12 @@ DROPPABLE = frozenset({"fetch", "judge", "bootstrap", "prepare", "trial"})
 
 def advance(state: State, now: float) -> Step:
     """Make one transition that the state alone allows; return the same object where there is none."""
-    for replica, view in state.members.items():
-        if view.died_at is not None and now >= view.died_at + state.timing.death_margin_s:
-            buried, effects = members.without(state, replica)
-            trying = _died_trying(state, view)
-            lost = state.lost + (not trying and _died_on_probation(state, view))
-            return replace(buried, deaths=state.deaths + trying, lost=lost), effects
+    found = members.bury(state, now)
+    if found is not None:
+        buried, view, effects = found
+        trying = _died_trying(state, view)
+        lost = state.lost + (not trying and _died_on_probation(state, view))
+        return replace(buried, deaths=state.deaths + trying, lost=lost), effects
     for look in (proving.retired, lambda state: proving.watch(state, now)):
         moved, effects = look(state)
         if moved is not state:
@@ -114,7 +114,7 @@ def _prepare(state: State, now: float) -> Step:
     if attempt is None:
         return state, ()
     found = reports(state, attempt)
-    fresh = all(
+    fresh = now >= state.hold_from and all(
         v.admitted and v.died_at is None and v.seen is not None and now - v.seen <= state.timing.fresh_s
         for v in state.members.values()
     )

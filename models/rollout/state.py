@@ -35,6 +35,7 @@ from models.rollout.events import (
     Judged,
     JudgeFailed,
     MemberDied,
+    MemberForgotten,
     MemberLeft,
     MemberRecorded,
     Polled,
@@ -76,6 +77,7 @@ __all__ = [
     "JudgeFailed",
     "Judged",
     "MemberDied",
+    "MemberForgotten",
     "MemberLeft",
     "MemberRecorded",
     "MoveAlias",
@@ -108,6 +110,7 @@ class Timing:
 
     judge_every_s: least time between two looks at evidence. latency_factor: of the latency gate, >= 1.
     trial, probation: what a candidate and a version that has just begun to serve are held to; no probation by default.
+    isolation_s: strict mode, time after which a replica that is struck off the ledger answers nothing; None without.
     """
 
     hold_deadline_s: float = 0.5
@@ -124,16 +127,36 @@ class Timing:
     latency_factor: float = 2.0
     trial: TrialLimits = field(default_factory=TrialLimits)
     probation: ProbationLimits = field(default_factory=lambda: ProbationLimits(window_s=0.0))
+    isolation_s: float | None = None
+
+    @property
+    def burial_s(self) -> float:
+        """Return how long a member that is proven dead is still waited for (seconds).
+
+        From the proof on; in strict mode, where its process may live on a host that is cut off, from when it is struck
+        off the ledger, and then the margin covers ticks that come late and clocks that run apart. Ray does not tell the
+        death of a node from that of a process, so all deaths are waited for alike.
+        """
+        return self.death_margin_s + (self.isolation_s or 0.0)
+
+    @property
+    def strict(self) -> bool:
+        """Return whether no replica that was counted out may answer with what was superseded, wherever it is."""
+        return self.isolation_s is not None
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One member as last heard of. admitted: durably recorded. seen: last report; died_at: proof of its death."""
+    """One member as last heard of. admitted: durably recorded. seen: last report; died_at: proof of its death.
+
+    struck_at: strict mode, when it was struck off the ledger for its death.
+    """
 
     admitted: bool = False
     seen: float | None = None
     died_at: float | None = None
     report: Report | None = None
+    struck_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +175,7 @@ class State:
     probation: since when the committed version is on probation, None where it is not. lost: members that died meanwhile
     while they answered with it. accepted: what its promotion asked for, None where this life did not commit it.
     retiring: what served before the last commit, until no member answers with it any more.
+    hold_from: strict mode, when no replica can answer any more that an earlier life had struck off.
     """
 
     model: str
@@ -188,4 +212,5 @@ class State:
     accepted: Order | None = None
     retiring: Target | None = None
     not_before: float = 0.0
+    hold_from: float = 0.0
     note: str = ""

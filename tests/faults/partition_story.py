@@ -29,6 +29,8 @@ BRIEF_S: Final = 4.0
 DOUBTFUL_S: Final = 7.0
 LONG_S: Final = 12.0
 AFTERMATH_S: Final = 45.0
+ISOLATION_S: Final = 3.0
+ALONE_S: Final = 8.0
 PATIENT: Final = {"period": 1000, "timeout": 5000, "threshold": 20}
 """Milliseconds between two health checks of a node and until one has failed, and failures until it counts as dead."""
 IMPATIENT: Final = {"period": 500, "timeout": 1000, "threshold": 4}
@@ -96,6 +98,16 @@ def brief(world: World) -> None:
     world.committed("2", 3)
 
 
+def alone(world: World) -> None:
+    """The same for longer than strict mode lets a replica answer that hears nothing; still nobody counts as dead."""
+    world.pull()
+    world.promote("2")
+    time.sleep(ALONE_S)
+    say("serving", version=world.until(lambda _: True)["serving"])
+    world.plug()
+    world.committed("2", 3)
+
+
 def doubt(world: World) -> None:
     """A cable is pulled while all hold: the decision falls without the replica behind it."""
     world.ask(lambda fleet: fleet.arm("actor.after_hold", f"delay:{0.6 * HOLD_S}"))
@@ -121,17 +133,20 @@ def lost(world: World) -> None:
 
 
 SCENARIOS: Final = {
-    "brief": (brief, PATIENT, "head"),
-    "doubt": (doubt, PATIENT, "head"),
-    "lost": (lost, IMPATIENT, "head"),
-    "lost-with-the-actor": (lost, IMPATIENT, FAR),
+    "brief": (brief, PATIENT, "head", None),
+    "doubt": (doubt, PATIENT, "head", None),
+    "lost": (lost, IMPATIENT, "head", None),
+    "lost-with-the-actor": (lost, IMPATIENT, FAR, None),
+    "alone-strict": (alone, PATIENT, "head", ISOLATION_S),
+    "lost-strict": (lost, IMPATIENT, "head", ISOLATION_S),
+    "lost-with-the-actor-strict": (lost, IMPATIENT, FAR, ISOLATION_S),
 }
-"""What happens, how patient Ray is, and on which host the rollout actor begins."""
+"""What happens, how patient Ray is, on which host the rollout actor begins, and strict mode's limit (seconds)."""
 
 
 def main() -> None:
     """Tell a story."""
-    play, patience, home = SCENARIOS[sys.argv[1]]
+    play, patience, home, isolation_s = SCENARIOS[sys.argv[1]]
     task = json.loads(sys.stdin.readline())
     folder, addresses = Path(task["folder"]), task["addresses"]
     os.environ |= {
@@ -150,7 +165,7 @@ def main() -> None:
     from serve import rollout  # noqa: PLC0415 - likewise
 
     settings = fleet_settings(folder / "home").model_copy(
-        update={"hold_deadline_s": HOLD_S, "in_doubt_limit_s": IN_DOUBT_S}
+        update={"hold_deadline_s": HOLD_S, "in_doubt_limit_s": IN_DOUBT_S, "strict_isolation_s": isolation_s}
     )
     cluster = Nodes(folder / "n", addresses["head"])
     world = World(task, settings)

@@ -114,7 +114,7 @@ def test_a_replica_that_is_cut_off_in_a_hold_answers_503_and_never_an_old_versio
 def test_a_host_that_stays_cut_off_is_left_behind(play: Callable[[str], Told], scenario: str) -> None:
     """The others commit once its death is proven, not before; its own clients get the old version until it is back.
 
-    That is the exception which the promise names: only a strict mode, which does not exist yet, would end it.
+    That is the exception which the promise names; strict mode, below, is without it.
     """
     story = play(scenario)
     at, far = story.at, story.diaries[FAR]
@@ -132,3 +132,40 @@ def test_a_host_that_stays_cut_off_is_left_behind(play: Callable[[str], Told], s
           "the cable was back")  # fmt: skip
     # Once it hears of the others, it answers no more with what was superseded.
     assert end < at["plugged"] + REJOINS_S
+
+
+@pytest.mark.parametrize("scenario", ["lost-strict", "lost-with-the-actor-strict"])
+def test_in_strict_mode_a_host_that_is_cut_off_gives_no_old_answer_after_the_others_commit(
+    play: Callable[[str], Told], scenario: str
+) -> None:
+    """Its replica refuses first, though the actor's former life may talk to it there; the others wait for that."""
+    story = play(scenario)
+    at, far = story.at, story.diaries[FAR]
+    others = min(story.first("head"), story.first("near"))
+    refused = story.errors(FAR)
+    assert {line.code for line in refused} == {"unavailable"}
+    assert at["pulled"] < refused[0].answered < others < at["plugged"]
+    alone = [line for line in far if line.sent > refused[0].answered]
+    assert [line for line in alone if line.generation == story.before] == []
+    assert story.errors("head", "near") == []
+    assert regressions(story.diaries) == []
+    print(f"\n{scenario}: refused from {refused[0].answered - at['pulled']:.1f} s after the cable was pulled, the "  # noqa: T201
+          f"others committed after {others - at['pulled']:.1f} s; {len(refused)} refusals, "
+          f"0 old answers")  # fmt: skip
+
+
+def test_in_strict_mode_a_replica_that_was_only_alone_answers_again_and_goes_along(play: Callable[[str], Told]) -> None:
+    """Nobody counted it out, so the ledger's first word is enough; the promotion waited for it as always."""
+    story = play("alone-strict")
+    at, far = story.at, story.diaries[FAR]
+    assert only(story.lines, "serving")[0]["version"] == "1"
+    refused = story.errors(FAR)
+    assert {line.code for line in refused} == {"unavailable"}
+    assert at["pulled"] < refused[0].answered < at["plugged"]
+    again = [line for line in far if line.sent > refused[0].answered and not line.code]
+    assert again[0].answered > at["plugged"]
+    assert min(story.first(name) for name in NAMES) > at["plugged"]
+    assert story.errors("head", "near") == []
+    assert regressions(story.diaries) == []
+    print(f"\nrefused from {refused[0].answered - at['pulled']:.1f} s after the cable was pulled, "  # noqa: T201
+          f"answered again {again[0].answered - at['plugged']:.1f} s after it was back")  # fmt: skip

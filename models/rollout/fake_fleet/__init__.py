@@ -5,11 +5,12 @@ replicas and a ledger. A *chooser* picks every next thing that happens: a messag
 one ledger operation completes; a process dies, pauses or starts; somebody promotes or rolls back; time passes.
 After each of them the promises are checked against the strictest client: one who, at this very moment, gets an
 answer from every replica that may start a batch. Clients that a canary may answer are followed one by one.
+In strict mode hosts are cut off, too: their clients are asked like all others.
 """
 
 from models.rollout.fake_fleet.clients import PLACES
 from models.rollout.fake_fleet.fleet import FakeFleet
 from models.rollout.fake_fleet.replica import FakeReplica
-from models.rollout.fake_fleet.world import FLAWS, ViolationError
+from models.rollout.fake_fleet.world import FLAWS, STRICT_FLAWS, ViolationError
 
-__all__ = ["FLAWS", "PLACES", "FakeFleet", "FakeReplica", "ViolationError"]
+__all__ = ["FLAWS", "PLACES", "STRICT_FLAWS", "FakeFleet", "FakeReplica", "ViolationError"]

@@ -122,6 +122,8 @@ class FakeActor:
         if not self.recovered:
             return
         self.state, effects = coordinator.step(self.state, event, self._world.now)
+        if "hasty_new_life" in self._world.flaws:
+            self.state = replace(self.state, hold_from=0.0)
         for effect in effects:
             self._effect(effect)
         self._answer()
@@ -148,12 +150,14 @@ class FakeActor:
                 recording = ledger.record_member(MODEL, name, self.state.incarnation)
                 self.queue.append((recording, lambda ok: state.MemberRecorded(name, in_charge=ok)))
             case state.ForgetMember(name):
-                self.queue.append((ledger.forget_member(MODEL, name), lambda _: None))
+                forgetting = ledger.forget_member(MODEL, name)
+                self.queue.append((forgetting, lambda _: state.MemberForgotten(name)))
             case state.Admit(name, verdict):
                 committed = self.state.committed
                 world.mail.append(("admission", name, (verdict, committed.generation if committed else 0)))
             case state.Announce(attempt):
                 world.events["commit"] += 1
+                world.events["commit without one that is cut off"] += any(r.cut_off for r in world.replicas.values())
                 self.queue.append((ledger.sweep(MODEL, attempt.generation), lambda _: None))
             case state.Audit(target, result, failure):
                 world.events[f"{result} in {failure.step}"] += 1

@@ -33,9 +33,11 @@ T = TypeVar("T")
 class FakeFleet(World):
     """A world with an actor and replicas in it. ``faults`` (0 to 8) is how often things go wrong."""
 
-    def __init__(self, choose: Chooser, *, flaws: frozenset[str] = frozenset(), replicas: int = 2) -> None:
+    def __init__(
+        self, choose: Chooser, *, flaws: frozenset[str] = frozenset(), replicas: int = 2, strict: bool = False
+    ) -> None:
         """Start with version 1 promoted and ``replicas`` (1 to 4) starting."""
-        super().__init__(choose, flaws)
+        super().__init__(choose, flaws, strict=strict)
         self.faults = (0, 1, 3, 8)[choose(4)]
         self.lives = self.started = self.promotions = 0
         self.start_actor()
@@ -94,8 +96,22 @@ class FakeFleet(World):
             (faults if self.reachable else 0, self.toggle_ledger),
             (2 * faults if running else 0, lambda: self.pause(self._some(running))),
             (faults if everybody else 0, lambda: self.kill(self._some(everybody))),
+            *(self._strict_options() if self.strict else ()),
         ]
         return [option for option in options if option[0]]
+
+    def _strict_options(self) -> list[tuple[int, Callable[[], None]]]:
+        joined = [r for r in self.replicas.values() if not r.cut_off and r.gone_at is None]
+        alone = [r for r in self.replicas.values() if r.cut_off]
+        unproven = [r for r in alone if r.listed]
+        confirming = [r for r in self.replicas.values() if r.confirming is not None and not r.paused]
+        return [
+            (90 if confirming else 0, lambda: self._some(confirming).confirm()),
+            (self.faults if joined and not alone else 0, lambda: self.cut_off(self._some(joined))),
+            (15 if unproven else 0, lambda: self.count_dead(self._some(unproven))),
+            # Long enough for the others to go on.
+            (1 if alone else 0, lambda: self.join_again(self._some(alone))),
+        ]
 
     def _some(self, of: list[T]) -> T:
         return of[self.choose(len(of))]
@@ -140,7 +156,7 @@ class FakeFleet(World):
                 actor.receive(kind, name, payload)
         elif replica is None or not replica.paused:
             self.mail.pop(index)
-            if replica is not None:
+            if replica is not None and not replica.cut_off:
                 replica.receive(kind, payload)
 
     # The actor
@@ -212,16 +228,35 @@ class FakeFleet(World):
     def pause(self, replica: FakeReplica) -> None:
         """Stop the process, or let it run on."""
         replica.paused = not replica.paused
+        if self.strict and not replica.paused:
+            # A timer that is overdue comes first.
+            replica.tell(member.Tick())
 
     def kill(self, replica: FakeReplica) -> None:
         """Kill the process: its name goes at once, the process itself within the death margin; or stop it in order."""
-        if self.choose(3) == 0 and not replica.paused:
+        if self.choose(3) == 0 and not replica.paused and not replica.cut_off:
             del self.replicas[replica.name]
             self.mail.append(("left", replica.name, None))
             return
         replica.listed = False
         if replica.gone_at is None:
             replica.gone_at = self.now + (0.0, 0.4, 0.9)[self.choose(3)]
+
+    def cut_off(self, replica: FakeReplica) -> None:
+        """Cut its host off: it hears nobody and nobody hears it, but its clients still reach it."""
+        replica.cut_off = True
+        self.events["cut off"] += 1
+
+    def count_dead(self, replica: FakeReplica) -> None:
+        """Let the cluster count the host that is cut off as dead, with all that runs there."""
+        replica.listed = False
+        self.events["counted dead"] += 1
+
+    def join_again(self, replica: FakeReplica) -> None:
+        """Join its host again; a process that was counted dead is ended some time after."""
+        replica.cut_off = False
+        if not replica.listed and replica.gone_at is None:
+            replica.gone_at = self.now + (0.4, 0.9, 4.0)[self.choose(3)]
 
     # The way to rest
 
@@ -231,10 +266,12 @@ class FakeFleet(World):
         self.choose = lambda n: n - 1
         if self.actor is None:
             self.start_actor()
-        if not any(r.gone_at is None for r in self.replicas.values()):
-            self.start_replica()
         for replica in self.replicas.values():
             replica.paused = False
+            if replica.cut_off:
+                self.join_again(replica)
+        if not any(r.gone_at is None for r in self.replicas.values()):
+            self.start_replica()
         for _ in range(rounds):
             self._fair_round()
             if converged(self):
@@ -300,6 +337,8 @@ class FakeFleet(World):
                 replica.prepare()
             if replica.asking is not None:
                 replica.ask()
+            if replica.confirming is not None:
+                replica.confirm()
             replica.poll()
             check(self)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from models.evidence import Evidence, Pairs, Tally
 from models.rollout import ledger, member
-from models.rollout.fake_fleet.world import BAD, MODEL, WORSE, ViolationError
+from models.rollout.fake_fleet.world import BAD, ISOLATION_S, MODEL, WORSE, ViolationError
 from models.rollout.messages import Failure, Join
 from models.rollout.order import PLAIN
 
@@ -25,7 +26,8 @@ class FakeReplica:
     Attributes: wish is what it was told to load to join, loaded whether it has; active is (generation, digest),
     previous and candidate are digests; trial is (generation, digest, step) and trial_at when it began; flipped_at, when
     a commit made it answer with something else; joined, the turn of its admission; asking, the generation it must ask
-    the ledger about; listed, whether its name is among the live ones; gone_at, when its process ends.
+    the ledger about; confirming, when it wanted to know whether it is counted; listed, whether its name is among the
+    live ones; cut_off, whether its host reaches nobody but its clients; gone_at, when its process ends.
     """
 
     def __init__(self, name: str, world: World) -> None:
@@ -40,6 +42,8 @@ class FakeReplica:
         self.candidate: str | None = None
         self.preparing: member.Prepare | None = None
         self.asking: int | None = None
+        self.confirming: float | None = None
+        self.cut_off = False
         self.held = self.failing = self.paused = False
         self.trial: tuple[int, str, TrialStep] | None = None
         self.trial_at = self.flipped_at = 0.0
@@ -66,6 +70,8 @@ class FakeReplica:
     def poll(self) -> None:
         """Send what a live replica sends: its report, or its wish to join, or its request to be admitted."""
         mail = self._world.mail
+        if self.cut_off:
+            return
         if self.state is not None and not self.state.outside:
             self.state, report = member.report(self.state)
             mail.append(("poll", self.name, self._with_evidence(report)))
@@ -118,7 +124,8 @@ class FakeReplica:
                 self._fill_slot(digest)
             self.tell(member.Prepared(work) if failure is None else member.PrepareFailed(work, failure))
         elif failure is not None:
-            self._world.mail.append(("admit", self.name, (work.generation, failure)))
+            if not self.cut_off:
+                self._world.mail.append(("admit", self.name, (work.generation, failure)))
             self.wish = None
         else:
             self._fill_slot(digest)
@@ -133,12 +140,25 @@ class FakeReplica:
             return
         verdict: Any = "ABORT"
         if "decide_alone" not in world.flaws:
-            verdict = world.perform(ledger.decision(MODEL, generation, "ABORT")) if world.reachable else None
+            reached = world.reachable and not self.cut_off
+            verdict = world.perform(ledger.decision(MODEL, generation, "ABORT")) if reached else None
         if verdict is None or world.choose(6) == 0:
             self.tell(member.LedgerSilent(generation))
         else:
             world.events[f"doubt ended by {verdict}"] += 1
             self.tell(member.Ruled(generation, verdict))
+
+    def confirm(self) -> None:
+        """Let a replica ask the ledger whether it is counted; the answer may get lost."""
+        asked, self.confirming = self.confirming, None
+        if asked is None:
+            return
+        if self.cut_off or not self._world.reachable or self._world.choose(6) == 0:
+            self.tell(member.Unconfirmed())
+            return
+        found = self._world.perform(ledger.membership(MODEL, self.name))
+        self._world.events["struck off"] += found is None
+        self.tell(member.Confirmed(asked, member=found is not None))
 
     def tell(self, event: member.Event) -> None:
         """Give the machine an event and carry out what it wants."""
@@ -148,7 +168,7 @@ class FakeReplica:
         for effect in effects:
             self._do(effect)
 
-    def _do(self, effect: member.Effect) -> None:  # noqa: C901 - one arm an effect
+    def _do(self, effect: member.Effect) -> None:  # noqa: C901, PLR0912 - one arm an effect
         match effect:
             case member.Prepare():
                 self.preparing = effect
@@ -172,9 +192,13 @@ class FakeReplica:
                 self.flipped_at = self._world.now
             case member.Ask(generation):
                 self.asking = generation
+            case member.Confirm():
+                self.confirming = self._world.now
             case member.FailAll(message):
                 self.failing = message is not None
-                self._world.events["in doubt too long"] += self.failing
+                self._world.events["cut off too long" if message == member.CUT_OFF else "in doubt too long"] += (
+                    self.failing
+                )
             case member.Rejoin():
                 self._world.events["rejoin"] += 1
                 self.wish = None
@@ -230,6 +254,13 @@ class FakeReplica:
             self.flipped_at = 0.0
             self.joined = self._world.clients.next_turn()
             if self.state is None:
-                self.state = member.MemberState(self.name, generation, digest, incarnation=wish.incarnation)
+                strict = self._world.strict and "answers_when_cut_off" not in self._world.flaws
+                isolation_s = ISOLATION_S if strict else inf
+                self.state = member.MemberState(
+                    self.name, generation, digest, incarnation=wish.incarnation, isolation_s=isolation_s, heard=-inf
+                )
+                if strict:
+                    self.tell(member.Tick())
             else:
-                self.tell(member.Joined(generation, digest))
+                # What says that it is admitted may be a copy of an old answer, so proves nothing.
+                self.tell(member.Joined(generation, digest, -inf))

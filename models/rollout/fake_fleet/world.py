@@ -34,6 +34,10 @@ WEAK = frozenset({"d5"})
 WORSE = frozenset({"d4"})
 """Digests that fail on live images only."""
 
+STRICT_FLAWS = ("no_isolation_wait", "answers_when_cut_off", "hasty_new_life")
+"""The same for fleets in strict mode."""
+ISOLATION_S = 2.0
+
 Chooser = Callable[[int], int]
 """Return a number from 0 up to, and without, its argument."""
 
@@ -51,8 +55,9 @@ class World:
     were refused for good after the first commit; called_off, those under way when somebody asked for a rollback.
     """
 
-    def __init__(self, choose: Chooser, flaws: frozenset[str]) -> None:
+    def __init__(self, choose: Chooser, flaws: frozenset[str], *, strict: bool = False) -> None:
         """Start with version 1 promoted and nobody there."""
+        self.strict = strict
         self.choose, self.flaws = choose, flaws
         self.now = 0.0
         self.events: Counter[str] = Counter()
@@ -70,6 +75,7 @@ class World:
             death_margin_s=margin,
             trial=TrialLimits(least_images=2),
             probation=ProbationLimits(window_s=3.0, least_images=2),
+            isolation_s=ISOLATION_S if strict and "no_isolation_wait" not in flaws else None,
         )
         self.orders: dict[str, Order] = {}
         self.begun: dict[tuple[Target, int], float] = {}

@@ -96,14 +96,14 @@ class FakeActor:
 
 
 class Place:
-    """A member with its engine, actor and cache."""
+    """A member with its engine, actor, ledger and cache."""
 
     def __init__(self, folder: Path, engine: FakeEngine | None = None, **settings: Any) -> None:
         """Build it; call inside a running loop."""
         self.settings = Settings(home=folder, models=("m",), **settings)
-        self.actor, self.engine = FakeActor(), engine or FakeEngine()
+        self.actor, self.engine, self.ledger = FakeActor(), engine or FakeEngine(), FakeLedger()
         self.cache = ReleaseCache(self.settings.cache)
         self.member = Member(
-            "m", "r", self.engine, self.actor, FakeLedger(), self.cache, self.settings,
+            "m", "r", self.engine, self.actor, self.ledger, self.cache, self.settings,
             clock=asyncio.get_running_loop().time,
         )  # fmt: skip

@@ -39,6 +39,7 @@ ONE, TWO, THREE, FOUR, FIVE = ("ab" * 32, "cd" * 32, "ef" * 32, "01" * 32, "23" 
         ({"models": ("a", "b", "c")}, False),
         ({"registry_uri": "http://elsewhere"}, False),
         ({"hold_deadline_s": 0.3}, False),
+        ({"strict_isolation_s": 10.0}, False),
         ({"prepare_timeout_s": 60.0}, False),
         ({"poll_interval_s": 1.0}, False),
         ({"quality_tolerance": 0.01}, False),

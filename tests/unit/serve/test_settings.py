@@ -26,6 +26,8 @@ README = Path(__file__).parents[3] / "README.md"
         ({"memory_budget_mb": 1}, "STEELYARD_MEMORY_BUDGET_MB"),
         ({"quality_tolerance": -0.1}, "STEELYARD_QUALITY_TOLERANCE"),
         ({"latency_factor": 0.5}, "STEELYARD_LATENCY_FACTOR"),
+        ({"strict_isolation_s": 1.0}, "STEELYARD_STRICT_ISOLATION_S"),
+        ({"strict_isolation_s": 30.0, "prepare_timeout_s": 20.0}, "lower it"),
     ],
 )
 def test_an_illegal_combination_is_refused_in_one_sentence(overrides: dict[str, Any], words: str) -> None:

@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.rollout.fake_fleet import FLAWS, PLACES, FakeFleet, FakeReplica, ViolationError
+from models.rollout.fake_fleet import FLAWS, PLACES, STRICT_FLAWS, FakeFleet, FakeReplica, ViolationError
 from models.rollout.order import PLAIN, Order
 
 STEPS = 1500
 
 
-def _run(seed: int, flaws: frozenset[str] = frozenset(), steps: int = STEPS) -> tuple[FakeFleet, bool]:
+def _run(
+    seed: int, flaws: frozenset[str] = frozenset(), steps: int = STEPS, *, strict: bool = False
+) -> tuple[FakeFleet, bool]:
     """Run one world to its end; return it, and whether it converged once all faults had ended."""
     chance = random.Random(seed)  # noqa: S311 - a schedule, no secret
-    fleet = FakeFleet(chance.randrange, flaws=flaws, replicas=1 + seed % 4)
+    fleet = FakeFleet(chance.randrange, flaws=flaws, replicas=1 + seed % 4, strict=strict)
     for _ in range(steps):
         fleet.step()
     return fleet, fleet.settle()
@@ -53,6 +55,38 @@ def test_every_promise_holds_in_small_worlds_that_shrink(tape: list[int], replic
     for _ in tape:
         fleet.step()
     assert fleet.settle(), "I5: the fleet does not converge"
+
+
+@settings(max_examples=100)
+@given(seed=st.integers(0, 2**64 - 1), replicas=st.integers(1, 4), steps=st.integers(1, STEPS))
+def test_in_strict_mode_every_promise_holds_where_hosts_are_cut_off(seed: int, replicas: int, steps: int) -> None:
+    """I7 over all clients, those of a host that is cut off and counted dead included, whoever commits meanwhile."""
+    chance = random.Random(seed)  # noqa: S311 - a schedule, no secret
+    fleet = FakeFleet(chance.randrange, replicas=replicas, strict=True)
+    for _ in range(steps):
+        fleet.step()
+    assert fleet.settle(), "I5: the fleet does not converge"
+
+
+def test_strict_worlds_reach_the_rare_cases() -> None:
+    """Hosts are cut off for long enough to refuse, are counted dead, and come back to find themselves struck off."""
+    wanted = {
+        "cut off",
+        "counted dead",
+        "cut off too long",
+        "struck off",
+        "commit without one that is cut off",
+        "crash between COMMIT and GO",
+        "deposed",
+    }
+    seen: Counter[str] = Counter()
+    for seed in range(120):
+        fleet, converged = _run(seed, strict=True)
+        assert converged
+        seen += fleet.events
+        if wanted <= seen.keys():
+            return
+    assert wanted <= seen.keys()
 
 
 def test_the_worlds_reach_the_rare_cases() -> None:
@@ -118,8 +152,8 @@ def test_the_checker_notices_a_broken_rule(flaw: str) -> None:
     pytest.fail(f"600 worlds without a violation although the protocol had {flaw}")
 
 
-def _serving_fleet(flaws: frozenset[str] = frozenset()) -> FakeFleet:
-    fleet = FakeFleet(lambda n: n - 1, flaws=flaws, replicas=2)
+def _serving_fleet(flaws: frozenset[str] = frozenset(), *, strict: bool = False) -> FakeFleet:
+    fleet = FakeFleet(lambda n: n - 1, flaws=flaws, replicas=2, strict=strict)
     assert fleet.settle()
     return fleet
 
@@ -176,6 +210,97 @@ def test_without_the_death_margin_a_dying_process_breaks_the_promise() -> None:
     fleet = _serving_fleet(frozenset({"no_death_margin"}))
     with pytest.raises(ViolationError, match="I7"):
         _promote_while_one_dies(fleet)
+
+
+def _promote_while_one_is_cut_off(fleet: FakeFleet) -> tuple[FakeReplica, FakeReplica]:
+    """Cut one host off, count it dead at once, promote; return the replica there and the other one."""
+    far, near = fleet.replicas.values()
+    fleet.cut_off(far)
+    fleet.count_dead(far)
+    fleet.promote(2)
+    fleet.go_on(100)
+    return far, near
+
+
+def _promote_while_one_is_struck_off_and_the_actor_dies(fleet: FakeFleet) -> FakeReplica:
+    """Cut one host off; its replica is struck off, then the next life of the actor, which never knew it, promotes."""
+    far, near = fleet.replicas.values()
+    fleet.cut_off(far)
+    fleet.count_dead(far)
+    fleet.go_on(5)
+    fleet.crash_actor()
+    fleet.start_actor()
+    fleet.promote(2)
+    fleet.go_on(100)
+    return near
+
+
+STORIES = {
+    "no_isolation_wait": _promote_while_one_is_cut_off,
+    "answers_when_cut_off": _promote_while_one_is_cut_off,
+    "hasty_new_life": _promote_while_one_is_struck_off_and_the_actor_dies,
+}
+
+
+@pytest.mark.parametrize("flaw", STRICT_FLAWS)
+def test_without_any_one_rule_of_strict_mode_an_old_answer_follows_a_new_one(flaw: str) -> None:
+    """The control of the tests below: the actor's wait, a new life's, and the refusal of the replica."""
+    with pytest.raises(ViolationError, match="I7"):
+        STORIES[flaw](_serving_fleet(frozenset({flaw}), strict=True))
+
+
+def test_in_strict_mode_a_new_life_waits_for_those_that_the_one_before_had_struck_off() -> None:
+    """They are not in the ledger, so it waits for whomever there may be; then it commits."""
+    fleet = _serving_fleet(strict=True)
+    assert _promote_while_one_is_struck_off_and_the_actor_dies(fleet).active == (2, "d2")
+
+
+def test_in_strict_mode_the_others_commit_once_one_that_is_cut_off_answers_nothing() -> None:
+    """It refuses, they go on; back, and struck off, it answers nothing old before it has joined again."""
+    fleet = _serving_fleet(strict=True)
+    far, near = _promote_while_one_is_cut_off(fleet)
+    assert (far.active, far.may_start, far.failing) == ((1, "d1"), False, True)
+    assert near.active == (2, "d2")
+    fleet.join_again(far)
+    fleet.go_on(2)
+    assert (far.state and far.state.outside, far.may_start) == (True, False)
+    assert fleet.settle()
+
+
+def test_in_strict_mode_a_cut_that_nobody_counts_as_a_death_ends_as_it_began() -> None:
+    """It refuses while it cannot know; the ledger's first word lets it answer again, and the rollout goes on."""
+    fleet = _serving_fleet(strict=True)
+    far = next(iter(fleet.replicas.values()))
+    fleet.cut_off(far)
+    fleet.go_on(60)
+    assert far.failing
+    fleet.join_again(far)
+    fleet.go_on(6)
+    assert (far.active, far.may_start) == ((1, "d1"), True)
+    assert fleet.events["rejoin"] == 0
+
+
+def test_in_strict_mode_losing_the_actor_alone_stops_nobody() -> None:
+    """Static stability: the ledger's word is enough."""
+    fleet = _serving_fleet(strict=True)
+    fleet.crash_actor()
+    for _ in range(200):
+        for replica in fleet.replicas.values():
+            replica.confirm()
+        fleet.advance(0.05)
+        assert all(replica.may_start for replica in fleet.replicas.values())
+
+
+def test_in_strict_mode_a_dead_replica_delays_a_promotion_and_no_more() -> None:
+    """Its process may live somewhere, so it is waited for; then the rest commit."""
+    fleet = _serving_fleet(strict=True)
+    dead, near = fleet.replicas.values()
+    del fleet.replicas[dead.name]
+    died = fleet.now
+    fleet.promote(2)
+    while near.active != (2, "d2"):
+        fleet.go_on(1)
+    assert fleet.timing.burial_s <= fleet.now - died < fleet.timing.burial_s + 1.0
 
 
 def test_a_first_version_that_kills_its_replicas_is_refused_and_a_promotion_begins_anew() -> None:
