@@ -58,15 +58,19 @@ def test_what_a_dead_service_left_behind_is_cleared(tmp_path: Path) -> None:
     folder = tmp_path / f"{PREFIX}dead"
     folder.mkdir()
     environment = {**os.environ, "RAY_AUTH_TOKEN_PATH": str(token_path(folder))}
-    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=environment)
+    program = "import time; print('here', flush=True); time.sleep(60)"
+    orphan = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE)
     try:
+        # For a moment after its start, a process shows no environment yet.
+        assert orphan.stdout is not None
+        assert orphan.stdout.readline() == b"here\n"
         write_record(tmp_path, ServiceRecord("http://127.0.0.1:8000", 1))
         remember_folder(tmp_path, folder)
         clear_leftovers(tmp_path)
         assert orphan.wait(timeout=10) == -signal.SIGKILL
     finally:
         orphan.kill()
-        orphan.wait()
+        orphan.communicate()
     assert read_record(tmp_path) is None
     assert not folder.exists()
     foreign = tmp_path / "precious"
