@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MOST_DOWNLOADS: Final = 2
-"""Releases that may be downloaded at once: fewer than the registry has threads, which its other calls need too."""
+"""Releases that may be downloaded at once; the registry has more threads, which its other calls need."""
 
 
 class Depot:

@@ -27,7 +27,7 @@ from models.weights.cache import CommittedStore, ReleaseCache
 from models.weights.mlflow_registry import MlflowRegistry
 from models.weights.retention import NOTHING_BESIDE, Rule, fates
 from serve.audit import Audit
-from serve.depot import Depot
+from serve.depot import MOST_DOWNLOADS, Depot
 from serve.faults import REPLICA_POINTS, FaultPoints, check_action
 from serve.garbage import spare_what_stays
 from serve.in_use import digests_of
@@ -52,8 +52,6 @@ REPLICA_NAMESPACE: Final = "serve"
 """Ray namespace in which Serve names its replicas."""
 ROLLBACK_WAIT_S: Final = 20.0
 DEPLOYMENT: Final = "detector"
-REGISTRY_THREADS: Final = 2
-"""Threads beside the two that each model may occupy, with a reading of its alias and with a write."""
 DISK_THREADS: Final = 4
 REFRESH_S: Final = 1.0
 """Time between two reports of counters and gauges (seconds)."""
@@ -70,7 +68,7 @@ class RolloutActor:
         self._cache = ReleaseCache(settings.cache)
         registry_thread = _runner(
             ThreadPoolExecutor(
-                REGISTRY_THREADS + 2 * len(settings.models), thread_name_prefix="registry", initializer=give_way
+                registry_threads(len(settings.models)), thread_name_prefix="registry", initializer=give_way
             )
         )
         thread = _runner(ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk", initializer=give_way))
@@ -269,6 +267,11 @@ def prune(
     in_use = keep | {digest for record in store.records() for digest in digests_of(record)}
     kept = (fate.name for fate in fates(cache.stored(), dict.fromkeys(in_use, "is in use"), rule, now()) if fate.kept)
     cache.prune(frozenset(kept))
+
+
+def registry_threads(models: int) -> int:
+    """Return how many threads call the registry: each model may occupy two, with its alias and with a write."""
+    return MOST_DOWNLOADS + 2 * models
 
 
 def fingerprint(settings: Settings) -> str:

@@ -25,7 +25,7 @@ from models.weights.cache import ReleaseCache
 from models.weights.manifest import ONNX
 from serve.depot import Depot
 from serve.faults import FaultPoints
-from serve.rollout_actor import REGISTRY_THREADS
+from serve.rollout_actor import registry_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -128,7 +128,7 @@ class Pool:
 
     def __init__(self) -> None:
         """Make them."""
-        self._threads = ThreadPoolExecutor(REGISTRY_THREADS)
+        self._threads = ThreadPoolExecutor(registry_threads(1))
 
     async def run(self, call: Callable[..., Any], *arguments: object) -> Any:
         """Run a blocking call on one of them."""
@@ -165,7 +165,7 @@ def test_fault_16_slow_store_leaves_threads_for_the_alias(
 
     async def story() -> object:
         depot = _depot(service, tmp_path, pool)
-        for _ in range(REGISTRY_THREADS):
+        for _ in range(registry_threads(1)):
             for version, digest in digests.items():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(depot.stock(MODEL, version, digest), 0.4)
