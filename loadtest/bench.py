@@ -81,8 +81,9 @@ class Bench:
                         except (servers.ServerError, measures.MeasureError) as error:
                             # A peer that does not run here must not cost the hour that the others took.
                             failed.add(name)
-                            self.notes.append(f"{name} could not be measured: {error}")
-                            self._say(self.notes[-1])
+                            self._say(f"{name} could not be measured: {error}")
+                            # The rest names this machine's folders.
+                            self.notes.append(f"{name} could not be measured: {str(error).splitlines()[-1]}")
             one["raw_after"] = self._raw(number)
             found.append(one)
         return found
@@ -213,7 +214,9 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         result: dict[str, Any] = {
             "what": what(options),
             "machine": machine.describe(),
-            "options": {name: str(value) for name, value in vars(options).items()},
+            "options": {
+                name: value.name if isinstance(value, Path) else str(value) for name, value in vars(options).items()
+            },
             "titles": {name: peer_servers.PEERS[name].title for name in peers} | {OWN: "**Steelyard**"},
             "deadline_ms": DEADLINE_MS,
             "rounds": bench.rounds([IN_PROCESS, OWN, *peers]),
