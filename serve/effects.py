@@ -91,10 +91,9 @@ class Effects:
 
     async def _tidy(self) -> None:
         await self._parts.sleep(SETTLE_S)
+        # Else what is under way ends in a tidying of its own.
         if self._now().phase == "idle":
             self._parts.tidy()
-        else:
-            self._untidy = True
 
     async def _fetch(self, target: Target) -> None:
         self._feed(await self._fetched(target))

@@ -66,12 +66,8 @@ class RolloutActor:
         self._ledger = RayLedger(deployment)
         self._faults = FaultPoints(allowed=settings.allow_fault_injection)
         self._cache = ReleaseCache(settings.cache)
-        registry_thread = _runner(
-            ThreadPoolExecutor(
-                registry_threads(len(settings.models)), thread_name_prefix="registry", initializer=give_way
-            )
-        )
-        thread = _runner(ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk", initializer=give_way))
+        registry_thread = _threads(registry_threads(len(settings.models)), "registry")
+        thread = _threads(DISK_THREADS, "disk")
         self._thread = thread
         self._fingerprint = fingerprint(settings)
         self._store = CommittedStore(settings.root)
@@ -318,7 +314,10 @@ async def _end(error: BaseException) -> None:
     os._exit(1)
 
 
-def _runner(pool: ThreadPoolExecutor) -> Callable[..., Any]:
+def _threads(number: int, name: str) -> Callable[..., Any]:
+    """Return what runs a blocking call on one of so many threads; they give way to replicas on this machine."""
+    pool = ThreadPoolExecutor(number, thread_name_prefix=name, initializer=give_way)
+
     async def run(call: Callable[..., Any], *args: object, **named: object) -> Any:
         return await asyncio.get_running_loop().run_in_executor(pool, functools.partial(call, *args, **named))
 

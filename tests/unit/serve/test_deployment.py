@@ -1,5 +1,6 @@
 """How a replica's threads and memory are shared out among the engines of its models."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from models.engine.backends.fake import FakeBackend
 from models.engine.engine import EngineSettings
 from serve import deployment
-from serve.deployment import RESERVE_MB, engine_settings, make_engine
+from serve.deployment import RESERVE_MB, Detector, engine_settings, make_engine
 from serve.settings import Settings
 
 
@@ -32,3 +33,25 @@ def test_the_runtime_gets_no_more_threads_than_the_engine(monkeypatch: pytest.Mo
     make_engine(settings, EngineSettings(threads=3), None)  # type: ignore[arg-type]
     common = {"name": "fake", "precision": "fp32", "gpu_share": 1.0, "engines": settings.cache / "engines"}
     assert asked == [{**common, "threads": 3, "gpu": False}]
+
+
+async def test_a_replica_spares_what_stays_before_it_loads_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards, what is left of its first release would never be freed."""
+    done: list[str] = []
+
+    async def start() -> None:
+        done.append("start")
+
+    async def build(*_: Any) -> Any:
+        done.append("build")
+        return SimpleNamespace(start=start)
+
+    monkeypatch.setattr(deployment, "keep_off_the_network", lambda: None)
+    monkeypatch.setattr(deployment, "_start_logging", lambda *_: None)
+    monkeypatch.setattr(deployment, "RaySink", lambda _: None)
+    replica = SimpleNamespace(replica_id=SimpleNamespace(unique_id="a"))
+    monkeypatch.setattr(deployment.serve, "get_replica_context", lambda: replica)
+    monkeypatch.setattr(deployment, "_build", build)
+    monkeypatch.setattr(deployment, "spare_what_stays", lambda: done.append("spare"))
+    await Detector.__init__(object.__new__(Detector), {}, 1, None)  # type: ignore[misc]
+    assert done == ["build", "spare", "start"]

@@ -13,11 +13,42 @@ from models.errors import ReleaseFaultError, ReleaseRejectedError, UnknownVersio
 from models.weights.cache import Committed, CommittedStore
 from models.weights.manifest import ONNX
 from serve.fake_time import run
+from serve.outbox import SETTLE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rollout_world import Fleet
+
+
+def test_nothing_is_written_before_the_replicas_have_heard_of_a_commit(fleet: Fleet) -> None:
+    """They hold until then: the record, the audit, the registry and the cache follow a tenth of a second later."""
+
+    async def story() -> None:
+        await fleet.begin()
+        await fleet.start("a")
+        await fleet.until(fleet.all_on("1"))
+        await asyncio.sleep(10.0)
+        store = CommittedStore(fleet.settings.root)
+
+        def known() -> list[object]:
+            record = store.load(MODEL)
+            audit = [e["to"]["version"] for e in fleet.audit() if e["result"] == "committed"]
+            held = fleet.depot.held if fleet.depot is not None else ()
+            kept = [number for number in ("1", "2", "3") if fleet.digests[number] in held]
+            return [record and record.version, audit, fleet.registry.serving[MODEL][1], kept]
+
+        for number in ("2", "3"):
+            before = known()
+            await fleet.actor.promote(number, "", "x")
+            await fleet.until(fleet.all_on(number))
+            assert known() == [*before[:3], [*before[3], number]]  # type: ignore[misc]
+            await asyncio.sleep(2 * SETTLE_S)
+            assert known()[0] == number
+            assert known()[2] == number
+        assert known() == ["3", ["1", "2", "3"], "3", ["2", "3"]]
+
+    run(story())
 
 
 def test_two_replicas_start_roll_forward_and_back(fleet: Fleet) -> None:

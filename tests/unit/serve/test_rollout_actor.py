@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
+import threading
 import time
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -13,12 +15,14 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
+from models.engine.priority import NICENESS
 from models.rollout.messages import Target
 from models.rollout.order import Order
 from models.rollout.policy import Pin, encode_pin
 from models.weights.cache import Committed, CommittedStore, ReleaseCache
 from models.weights.retention import Rule
-from serve.rollout_actor import RolloutActor, fingerprint, prune
+from serve import rollout_actor
+from serve.rollout_actor import RolloutActor, _threads, fingerprint, prune
 from serve.rollout_client import RolloutClient
 from serve.settings import Settings
 from serve.webhook import Deliveries, Delivery
@@ -133,6 +137,28 @@ async def test_what_is_promoted_and_how_reaches_the_reconciler() -> None:
         ("promote", "2", "why", "somebody", order),
         ("promote", "3", "promote", "operator", Order()),
     ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
+async def test_the_actors_threads_give_way() -> None:
+    """Registry and disk wait for replicas that answer on the same cores, not the other way round."""
+    niceness = await _threads(1, "disk")(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    assert niceness >= NICENESS
+
+
+async def test_the_actor_spares_what_stays_once_after_its_first_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry's client is imported by then; every further collection of everything would halt it again."""
+    spared: list[None] = []
+    monkeypatch.setattr(rollout_actor, "spare_what_stays", lambda: spared.append(None))
+    actor = object.__new__(RolloutActor)
+    actor._spared, actor._models, actor._pruning = False, {}, set()
+    actor._depot = SimpleNamespace(keep_only=lambda _: None)  # type: ignore[assignment]
+    actor._thread = lambda *_: asyncio.sleep(0)
+    actor._cache = actor._store = actor._rule = None  # type: ignore[assignment]
+    for _ in range(3):
+        actor._tidy()
+    await asyncio.gather(*actor._pruning)
+    assert len(spared) == 1
 
 
 async def test_a_delivery_is_one_hint() -> None:
