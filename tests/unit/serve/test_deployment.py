@@ -53,5 +53,5 @@ async def test_a_replica_spares_what_stays_before_it_loads_anything(monkeypatch:
     monkeypatch.setattr(deployment.serve, "get_replica_context", lambda: replica)
     monkeypatch.setattr(deployment, "_build", build)
     monkeypatch.setattr(deployment, "spare_what_stays", lambda: done.append("spare"))
-    await Detector.__init__(object.__new__(Detector), {}, 1, None)  # type: ignore[misc]
+    await Detector.__init__(SimpleNamespace(), {}, 1, None)  # type: ignore[misc, arg-type]
     assert done == ["build", "spare", "start"]
