@@ -11,6 +11,7 @@
     │   └── UnauthorizedError         an admin route without its key
     ├── CapacityError                 nobody's fault, later it works
     │   ├── OverloadedError           the queue is full
+    │   ├── QuotaExceededError        a key's rate or concurrency is used up
     │   ├── DeadlineExceededError     the request's time ran out while it waited
     │   └── UnavailableError          no release, in doubt, or shutting down
     ├── ReleaseError                  a weight version that may not serve
@@ -99,6 +100,12 @@ class OverloadedError(CapacityError):
     """The queue is full: the request was refused at the door."""
 
     code = "overloaded"
+
+
+class QuotaExceededError(CapacityError):
+    """The key of the request may not send so many a second, or so many at once."""
+
+    code = "quota_exceeded"
 
 
 class DeadlineExceededError(CapacityError):

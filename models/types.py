@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -73,7 +73,8 @@ class RequestContext:
     request_id: str
     deadline: float
     """Moment on ``time.monotonic``'s clock (seconds) after which no answer is wanted."""
-    principal: str | None = None
+    key_id: str | None = None
+    """Public id of the API key that let the request in; None where none was needed."""
     traceparent: str | None = None
     client_id: str | None = None
     """Whom the client says that it is, the same in all its requests; None where it does not say."""
@@ -121,6 +122,38 @@ class Timings:
     queue_ms: float = 0.0
     infer_ms: float = 0.0
     post_ms: float = 0.0
+
+
+class Batch(NamedTuple):
+    """One call of the runtime. Its moments are on the engine's clock (seconds).
+
+    number: counts the calls of one engine. size: images in it. lane: where it ran.
+    """
+
+    number: int
+    size: int
+    lane: int
+    begun: float
+    ended: float
+
+
+class Span(NamedTuple):
+    """From when to when, on the engine's clock (seconds)."""
+
+    begun: float
+    ended: float
+
+
+class Course(NamedTuple):
+    """When one image passed each stage, and the batch that it ran in.
+
+    queue: its wait for a lane; where lanes decode, before it was decoded, else after.
+    """
+
+    decode: Span
+    queue: Span
+    post: Span
+    batch: Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +219,7 @@ class Answer:
 
     shape: (height, width) in pixels of the upright original image.
     generation: the fleet's generation under which the batch took its lease.
+    course: None from an engine that keeps none.
     """
 
     detections: Detections
@@ -196,3 +230,4 @@ class Answer:
     backend: str
     names: tuple[str, ...]
     thresholds: Thresholds
+    course: Course | None = None

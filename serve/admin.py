@@ -1,39 +1,40 @@
-"""Admin routes: ``POST /v1/models/{model}/promote`` and ``/rollback``, behind their own key.
+"""Admin routes: ``POST /v1/models/{model}/promote`` and ``/rollback``, for keys with the scope ``admin``.
 
-Without a key they are open to this machine only, and then a web page in a browser on it must not reach them either:
-requests of other sites (``Sec-Fetch-Site``, ``Origin``) and under foreign host names (DNS rebinding) are refused.
+While no keys are in force they are open to this machine only, and then a web page in a browser on it must not reach
+them either: requests of other sites (``Sec-Fetch-Site``, ``Origin``) and under foreign host names (DNS rebinding) are
+refused.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import orjson
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation at run time
 from starlette.responses import Response  # noqa: TC002 - likewise
 
 from models.errors import InvalidOptionError, SteelyardError, UnauthorizedError
-from models.rollout.order import MAX_REASON, PLAIN, Order, from_document
+from models.rollout.order import MAX_REASON, MAX_STEPS, MAX_TRIAL_S, PLAIN, Order, from_document
+from serve.access import AccessKeys, Scope
+from serve.access_file import key_of
 from serve.catalog import RolloutState, json_response
 from serve.connection import BodyBudget, read_body
 from serve.context import context_of
 from serve.errors import ForbiddenError, InvalidBodyError, OptionError, UnsupportedMediaTypeError
+from serve.guard import credential_of, key_in_force
 from serve.openapi import MODEL_PARAMETER, answer, problems, ref
 from serve.protocols.native import engine_of
+from serve.service import OPERATOR
 from serve.settings import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    from starlette.datastructures import Headers
 
     from serve.service import Service
     from serve.settings import Settings
@@ -44,21 +45,25 @@ _audit = logging.getLogger("steelyard.audit")
 
 
 class OrderRequest(BaseModel):
-    """Gates to waive and trials before the commit; what is left out is not asked for."""
+    """Gates to waive and trials before the commit; what is left out is not asked for. The shares of canary rise."""
+
+    model_config = ConfigDict(extra="forbid")
 
     allow_contract_change: bool = False
-    force: str = ""
-    shadow_s: float = 0.0
-    shadow_fraction: float = 0.1
-    canary: list[float] = []
-    step_s: float = 300.0
+    force: str = Field(default="", max_length=MAX_REASON, pattern=r"^$|\S")
+    shadow_s: float = Field(default=0.0, ge=0.0, le=MAX_TRIAL_S)
+    shadow_fraction: float = Field(default=0.1, gt=0.0, le=1.0)
+    canary: list[Annotated[float, Field(gt=0.0, lt=1.0)]] = Field(default=[], max_length=MAX_STEPS)
+    step_s: float = Field(default=300.0, gt=0.0, le=MAX_TRIAL_S)
 
 
 class PromoteRequest(BaseModel):
     """The version to serve, a string as the registry names it; why; and under which order."""
 
-    version: str
-    reason: str = "promote"
+    model_config = ConfigDict(extra="forbid")
+
+    version: str = Field(min_length=1, max_length=_MAX_VERSION)
+    reason: str = Field(default="promote", min_length=1, max_length=MAX_REASON, pattern=r"\S")
     order: OrderRequest = OrderRequest()
 
 
@@ -74,17 +79,17 @@ class Promotion:
 SCHEMAS: Final[list[type[BaseModel]]] = [PromoteRequest, OrderRequest]
 
 
-def check_admin(headers: Headers, settings: Settings) -> None:
+def check_admin(request: Request, settings: Settings) -> None:
     """Let an admin request pass. Raises UnauthorizedError or ForbiddenError."""
-    if settings.admin_key is not None:
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        # Digests have one length, so the comparison's time tells nothing of the key's.
-        given = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
-        wanted = hashlib.sha256(settings.admin_key.get_secret_value().encode()).digest()
-        if not hmac.compare_digest(given, wanted) or scheme.lower() != "bearer":
-            msg = "This route needs the admin key; send it as Authorization: Bearer <key>"
+    in_force, key = key_in_force(request.scope)
+    if in_force or settings.admin_key is not None:
+        if not in_force:
+            key = AccessKeys(other=key_of(settings)).find(credential_of(request.scope["headers"]), 0.0)
+        if key is None or Scope.ADMIN not in key.scopes:
+            msg = "This route needs the admin key; send it as Authorization: Bearer <key> or X-Api-Key: <key>"
             raise UnauthorizedError(msg)
         return
+    headers = request.headers
     host = urlsplit(f"//{headers.get('host', '')}")
     origin = headers.get("origin")
     same_site = headers.get("sec-fetch-site", "none") in ("none", "same-origin")
@@ -94,7 +99,7 @@ def check_admin(headers: Headers, settings: Settings) -> None:
         or not same_site
         or (origin is not None and urlsplit(origin).netloc != host.netloc)
     ):
-        msg = "Without an admin key this route answers only programs on the service's own machine; set an admin key"
+        msg = "Without keys this route answers only programs on the service's own machine; make keys"
         raise ForbiddenError(msg)
 
 
@@ -148,11 +153,12 @@ def admin_router(
             result = error.code
             raise
         finally:
+            context = context_of(request.scope)
             _audit.info(
                 action,
                 extra={
-                    "request_id": context_of(request.scope).request_id,
-                    "principal": "admin",
+                    "request_id": context.request_id,
+                    "principal": context.key_id or "admin",
                     "model": request.path_params["model"],
                     "version": version,
                     "result": result,
@@ -162,26 +168,27 @@ def admin_router(
 
     async def promote(request: Request) -> Response:
         """Make a version the desired one. The rollout follows; watch it under ``/rollout``."""
-        check_admin(request.headers, settings)
+        check_admin(request, settings)
         model = request.path_params["model"]
         engine_of(service.engines, model)
         asked = parse_promote(await body_of(request), request.headers.get("content-type", ""))
-        work = service.promote(model, asked.version, reason=asked.reason, order=asked.order)
+        who = context_of(request.scope).key_id or OPERATOR
+        work = service.promote(model, asked.version, reason=asked.reason, order=asked.order, who=who)
         return await audited(request, "promote", asked.version, work)
 
     async def rollback(request: Request) -> Response:
         """Return to the version that served before. The body is empty."""
-        check_admin(request.headers, settings)
+        check_admin(request, settings)
         model = request.path_params["model"]
         engine_of(service.engines, model)
         if (await body_of(request)).strip() not in (b"", b"{}"):
             msg = "rollback takes no body; to choose a version use promote"
             raise InvalidBodyError(msg)
-        return await audited(request, "rollback", None, service.rollback(model))
+        who = context_of(request.scope).key_id or OPERATOR
+        return await audited(request, "rollback", None, service.rollback(model, who=who))
 
     shared: dict[str, Any] = {
         "parameters": [MODEL_PARAMETER],
-        "security": [{"admin": []}],
         "responses": {
             **answer("Accepted; the rollout's state.", RolloutState),
             **problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 503),

@@ -52,20 +52,26 @@ class Announcer:
             self._bars.stop()
             self._bars = None
 
-    def ready(self, url: str, serving: Sequence[str], seconds: float) -> None:
+    def ready(self, url: str, serving: Sequence[str], seconds: float, *, with_key: bool = False) -> None:
         """Write where the service answers and a command to try it with.
 
-        serving: one phrase a model, such as ``checkout version 2``. seconds: since the start.
+        serving: one phrase a model, such as ``checkout version 2``. seconds: since the start. with_key: detecting
+        takes an API key.
         """
+        hint = "Try it, with a key of `steelyard access add`" if with_key else "Try it"
         self._out.write(
             f"Steelyard serves {', '.join(serving)} at {url} (ready after {seconds:.0f} s; Ctrl-C stops it)\n"
-            f"Try it:\n  {curl(url)}\nAll routes: {url}/docs\n"
+            f"{hint}:\n  {curl(url, with_key=with_key)}\nAll routes: {url}/docs\n"
         )
         self._out.flush()
 
 
-def curl(url: str, here: Path | None = None) -> str:
-    """Return a shell command that posts the sample tray to ``url``; its path is short where it lies below ``here``."""
+def curl(url: str, here: Path | None = None, *, with_key: bool = False) -> str:
+    """Return a shell command that posts the sample tray to ``url``; its path is short where it lies below ``here``.
+
+    with_key: it sends the API key of the environment.
+    """
     tray, folder = demo.SAMPLE_TRAY, here or Path.cwd()
     path = os.path.relpath(tray, folder) if tray.is_relative_to(folder) else str(tray)
-    return f"curl -s --data-binary @{shlex.quote(path)} -H 'Content-Type: image/jpeg' {url}/v1/detect"
+    key = ' -H "X-Api-Key: $STEELYARD_API_KEY"' if with_key else ""
+    return f"curl -s --data-binary @{shlex.quote(path)} -H 'Content-Type: image/jpeg'{key} {url}/v1/detect"

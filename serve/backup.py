@@ -4,8 +4,9 @@ The file holds, in this order: ``backup.json`` (formats, release, where the arti
 own names, and ``manifest.json`` (SHA-256 and size of each), so that a file cut short has no manifest. Registry first,
 files second: what the snapshot of the database names was there before it was taken.
 
-Taken are the registry and its artifacts, the committed records, the cached releases that these need, and the audit.
-Logs, the rest of the cache and engines that a runtime built are made anew.
+Taken are the registry and its artifacts, the committed records, the cached releases that these need with their
+signatures, and the audit. Logs, the rest of the cache and engines that a runtime built are made anew. Keys are never
+taken: whoever may read a backup could sign, and whoever may change one could have their own key trusted.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ from serve.in_use import digests_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-BACKUP_FORMAT: Final = 1
+BACKUP_FORMAT: Final = 2
+"""2 may hold signatures in the cache, which releases that know format 1 only would refuse as strange files."""
 HEAD: Final = "backup.json"
 MANIFEST: Final = "manifest.json"
 DATABASE: Final = "registry/mlflow.db"
 ARTIFACTS: Final = "registry/artifacts"
+CACHED: Final = ("releases", "signatures")
+"""Folders of the cache that are taken, for the releases that records need."""
 SNAPSHOT_DEADLINE_S: Final = 120.0
 PARTIAL: Final = ".partial-"
 _PAGES: Final = 1024
@@ -151,7 +155,12 @@ def _files(home: Path) -> Iterator[tuple[str, Path]]:
     if (home / FORMAT_FILE).is_file():
         yield FORMAT_FILE, home / FORMAT_FILE
     digests = sorted({digest for record in CommittedStore(home).records() for digest in digests_of(record)})
-    for folder in ("committed", "audit", ARTIFACTS, *(f"cache/releases/{digest}" for digest in digests)):
+    for folder in (
+        "committed",
+        "audit",
+        ARTIFACTS,
+        *(f"cache/{kind}/{digest}" for digest in digests for kind in CACHED),
+    ):
         for path in sorted((home / folder).rglob("*")):
             if path.name.startswith(PARTIAL) or (path.is_dir() and not path.is_symlink()):
                 continue

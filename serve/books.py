@@ -179,6 +179,8 @@ class Books:
         )
 
     def _record_rollout(self, run: RolloutRun) -> None:
+        if self._observer is not None:
+            self._observer.ended(run.result, (run.ended - run.begun).total_seconds())
         self._outbox.post(
             Letter(
                 f"how version {run.version} of {self._model} was {run.result}",

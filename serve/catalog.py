@@ -66,6 +66,11 @@ class VersionSummary(_Schema):
     state: str
     metrics: dict[str, float]
     created: str
+    signature: str
+    """``trusted``, ``unsigned``, ``unchecked`` (no key is trusted here), ``untrusted`` (by a key that is not trusted
+    here), ``invalid`` or ``unknown`` (the keys cannot be read)."""
+    signed_by: str | None
+    """Id of the key that the signature names; it counts only where ``signature`` is ``trusted``."""
 
 
 class VersionList(_Schema):
@@ -182,6 +187,8 @@ def version_summary(info: VersionInfo) -> dict[str, object]:
         "state": info.state,
         "metrics": dict(info.metrics),
         "created": info.created,
+        "signature": info.standing or "unsigned",
+        "signed_by": info.signed_by,
     }
 
 

@@ -8,6 +8,7 @@ with SteelyardClient("http://127.0.0.1:8000") as client:
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import quote
@@ -61,7 +62,7 @@ class SteelyardClient:
 
         Args:
             url: where the service listens, e.g. ``http://127.0.0.1:8000``.
-            key: the admin key; only promote and rollback need it.
+            key: the API key; None takes the one of ``STEELYARD_API_KEY`` in the environment, if any.
             timeout: seconds that each step of one try (connect, send, wait for bytes) may take.
             retries: further tries of a detection after a broken connection or a 503; detection is idempotent.
             transport: replaces the network, in tests.
@@ -77,6 +78,7 @@ class SteelyardClient:
         if parsed.scheme not in {"http", "https"} or not parsed.host:
             msg = f"{url!r} is not the address of a service; give one such as http://127.0.0.1:8000"
             raise InvalidOptionError(msg)
+        key = key or os.environ.get("STEELYARD_API_KEY")
         self.url = url.rstrip("/")
         self._retries = retries
         self._sleep = sleep
@@ -84,7 +86,7 @@ class SteelyardClient:
             base_url=self.url,
             timeout=timeout,
             transport=transport,
-            headers={} if key is None else {"Authorization": f"Bearer {key}"},
+            headers={"Authorization": f"Bearer {key}"} if key else {},
             # A proxy of the environment cannot know this machine's own loopback.
             trust_env=not is_loopback(parsed.host),
         )

@@ -51,6 +51,8 @@ class VersionRow(TypedDict):
     state: str
     metrics: dict[str, float]
     created: str
+    signature: str
+    signed_by: str | None
 
 
 class ReplicaRow(TypedDict):

@@ -1,8 +1,10 @@
-"""One request's connection: the body under a byte limit and a deadline, and a client that goes away."""
+"""One request's connection: the body under a byte limit and a deadline, one that nobody reads, a client that leaves."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Self
 
 from starlette.requests import ClientDisconnect
@@ -11,14 +13,22 @@ from models.errors import OverloadedError
 from serve.errors import BodyTimeoutError, BodyTooLargeError, InvalidBodyError, UnsupportedEncodingError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
-    from starlette.types import Receive
+    from starlette.types import Message, Receive, Scope, Send
 
 BODIES_AT_ONCE: Final = 16
 """Full-sized bodies that may lie in memory at once; many more smaller ones fit into the same bytes."""
 MINIMUM_BUDGET: Final = 256 * 1024 * 1024
+STALL_S: Final = 10.0
+"""Time in which the next STALL_BYTES of a body, or its end, must have come (seconds)."""
+STALL_BYTES: Final = 16 * 1024
+"""So much every STALL_S is about 13 kbit/s: the slowest mobile link keeps up, a byte a second does not."""
+LINGER_S: Final = 5.0
+"""Time in which a client may finish a body that was refused already (seconds)."""
+LINGER_BYTES: Final = 32 * 1024 * 1024
+"""Most that is read of it, and thrown away."""
 _DISCONNECT: Final = "http.disconnect"
 
 
@@ -75,9 +85,10 @@ class BodyLoan:
 async def read_body(
     receive: Receive, headers: Mapping[str, str], *, limit: int, seconds: float, loan: BodyLoan
 ) -> bytes:
-    """Return the whole body, at most ``limit`` bytes, read within ``seconds``.
+    """Return the whole body, at most ``limit`` bytes, read within ``seconds`` and never slower than STALL_S allows.
 
-    A body whose declared length is too large is refused before a byte of it is read. Raises BodyTooLargeError,
+    A slow body would otherwise keep its bytes of the budget from the others until the request's deadline. A body whose
+    declared length is too large is refused before a byte of it is read. Raises BodyTooLargeError,
     UnsupportedEncodingError (nothing is inflated here, so no small body becomes a large one), InvalidBodyError,
     BodyTimeoutError, OverloadedError, and ClientDisconnect where the client left.
     """
@@ -93,17 +104,22 @@ async def read_body(
         # Compared as text first: int() refuses digits by the thousand with an error of its own.
         if len(declared.lstrip("0")) > len(str(limit)) or int(declared) > limit:
             raise _too_large(limit)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
     try:
-        async with asyncio.timeout(seconds):
-            return await _collect(receive, limit, loan)
+        async with asyncio.timeout_at(min(end, loop.time() + STALL_S)) as timer:
+            return await _collect(receive, limit, loan, lambda: timer.reschedule(min(end, loop.time() + STALL_S)))
     except TimeoutError:
-        msg = "The body was not complete when the request's time ran out; send it faster, or a smaller one"
+        if loop.time() < end:
+            msg = f"The body came too slowly; send at least {STALL_BYTES} bytes every {STALL_S:.0f} s"
+        else:
+            msg = "The body was not complete when the request's time ran out; send it faster, or a smaller one"
         raise BodyTimeoutError(msg) from None
 
 
-async def _collect(receive: Receive, limit: int, loan: BodyLoan) -> bytes:
+async def _collect(receive: Receive, limit: int, loan: BodyLoan, keeps_up: Callable[[], None]) -> bytes:
     chunks: list[bytes] = []
-    size = 0
+    size = fresh = 0
     while True:
         message = await receive()
         if message["type"] == _DISCONNECT:
@@ -115,12 +131,74 @@ async def _collect(receive: Receive, limit: int, loan: BodyLoan) -> bytes:
                 raise _too_large(limit)
             loan.grow(len(chunk))
             chunks.append(chunk)
+            fresh += len(chunk)
+            if fresh >= STALL_BYTES:
+                fresh = 0
+                keeps_up()
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _too_large(limit: int) -> BodyTooLargeError:
     return BodyTooLargeError(f"The body exceeds {limit} bytes; send smaller images, or fewer in one request")
+
+
+class UnreadBody:
+    """Ends the connection of a request that was answered before its body had come.
+
+    An ASGI server would go on reading what nobody wants, at a byte a second for ever. The answer is sent at once; then
+    a client that sends its body at a client's usual speed may finish it within LINGER_S, since closing in the middle
+    would take the answer from it. One whose body came too slowly has had its time.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stand between the server's ``receive`` and ``send`` and the application."""
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._whole = False
+        self._ends = False
+        self._lingers = False
+
+    async def receive(self) -> Message:
+        """Return the next message of the client."""
+        message = await self._receive()
+        if not message.get("more_body", False):
+            self._whole = True
+        return message
+
+    async def _drain(self) -> None:
+        left = LINGER_BYTES
+        while not self._whole and left > 0:
+            left -= len((await self.receive()).get("body", b""))
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer; the end of one to an unread body is kept for ``finish``."""
+        if message["type"] == "http.response.start":
+            self._ends = not self._whole and has_body(self._scope["headers"])
+            if self._ends:
+                self._lingers = message["status"] != HTTPStatus.REQUEST_TIMEOUT
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+        elif self._ends and not message.get("more_body", False):
+            message = {**message, "more_body": True}
+        await self._send(message)
+
+    async def finish(self) -> None:
+        """End the answer, and the connection with it; nothing to do where the body was read."""
+        if not self._ends:
+            return
+        if self._lingers:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    await self._drain()
+        await self._send({"type": "http.response.body", "body": b""})
+
+
+def has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Return whether a request with these headers has a body (RFC 9112 section 6.3)."""
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ")) for name, value in headers
+    )
 
 
 class DisconnectGuard:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from models.errors import RegistryError, ReleaseFaultError, ReleaseRejectedError, UnknownModelError, UnknownVersionError
+from models.errors import (
+    RegistryError,
+    ReleaseError,
+    ReleaseFaultError,
+    ReleaseRejectedError,
+    UnknownModelError,
+    UnknownVersionError,
+)
 from models.weights.cache import past_mending
 from models.weights.release import open_release, read_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
 
     from models.types import Contract, Release
     from models.weights.cache import ReleaseCache
-    from models.weights.registry import Registry
+    from models.weights.registry import Registry, VersionInfo
+    from models.weights.trust import Finding, SignatureRule
     from serve.faults import FaultPoints
 
 _log = logging.getLogger(__name__)
@@ -37,6 +46,7 @@ class Depot:
         registry: Registry,
         cache: ReleaseCache,
         *,
+        rule: SignatureRule,
         share: Callable[[Mapping[str, NDArray[np.uint8]]], Any],
         in_thread: Callable[..., Awaitable[Any]],
         in_registry_thread: Callable[..., Awaitable[Any]],
@@ -47,32 +57,105 @@ class Depot:
         Args:
             registry: where files come from.
             cache: where they are kept on disk.
+            rule: which signatures count.
             share: makes files (uint8 arrays (size,)) available to all replicas and returns the handle; blocks.
             in_thread: runs a blocking call on a worker thread.
             in_registry_thread: the same for calls that may wait on the registry, which must not delay the others.
             faults: named points.
         """
-        self._registry, self._cache = registry, cache
+        self._registry, self._cache, self._rule = registry, cache, rule
         self._share, self._faults = share, faults
         self._in_thread, self._in_registry_thread = in_thread, in_registry_thread
         self._handles: dict[str, Any] = {}
         self._contracts: dict[str, Contract] = {}
+        self._proofs: dict[tuple[str, str, str], tuple[str, Finding]] = {}
         self._from_cache: set[str] = set()
         self._locks: dict[str, asyncio.Lock] = {}
         self._downloads: dict[str, asyncio.Task[Mapping[str, NDArray[np.uint8]]]] = {}
 
-    async def stock(self, model: str, version: str, digest: str) -> None:
+    async def stock(self, model: str, version: str, digest: str, *, signature: str | None = None) -> None:
         """Have the release here, verified.
+
+        signature: as the registry told it with the alias, "" for none; None where it has not been asked.
 
         Raises ReleaseError, or RegistryError where the registry is unreachable and there is no copy here or only a
         damaged one, which the message names then.
         """
         await self._faults.hit("actor.before_fetch")
-        await self.files(model, version, digest)
+        # Before a byte is fetched: what is signed is the digest, to which the files are held afterwards.
+        await self.prove(model, version, digest, signature=signature)
+        await self._files(model, version, digest)
         await self._faults.hit("actor.after_verify")
 
     async def files(self, model: str, version: str, digest: str) -> Any:
         """Return the shared handle of the release's files, fetching and verifying them if need be."""
+        await self.prove(model, version, digest)
+        return await self._files(model, version, digest)
+
+    async def signature(self, model: str, version: str, digest: str) -> str:
+        """Return the signature under which the version was let in, "" for none; raises as ``prove``."""
+        await self.prove(model, version, digest)
+        return self._proofs[model, version, digest][0]
+
+    def finding(self, model: str, version: str, digest: str) -> Finding | None:
+        """Return what the version's signature was worth when it was last let in, None where it never was."""
+        proof = self._proofs.get((model, version, digest))
+        return None if proof is None else proof[1]
+
+    async def prove(self, model: str, version: str, digest: str, *, signature: str | None = None) -> None:
+        """Let the version in or refuse it by its signature: the one known here if that counts, else the registry's.
+
+        A release that has served here needs no registry. One whose signature the registry has lost or spoilt since is
+        still proven, for what was signed is its content.
+
+        signature: see ``stock``; "" keeps it from asking the registry.
+
+        Raises ReleaseRejectedError or ReleaseFaultError with step ``verify``, or RegistryError where only the registry
+        could tell and does not answer.
+        """
+        known = await self._known(model, version, digest)
+        refusal: ReleaseError | None = None
+        if known:
+            try:
+                await self._let_in(model, version, digest, known, known)
+            except ReleaseRejectedError as error:
+                refusal = error
+            else:
+                return
+        if signature is None and (refusal or self._rule.required or (known is None and not self._here(digest))):
+            try:
+                signature = (await self._in_registry_thread(self._info, model, version)).signature
+            except RegistryError as error:
+                if refusal is not None:
+                    raise refusal from error
+                raise
+        await self._let_in(model, version, digest, signature or known or "", known)
+
+    async def _known(self, model: str, version: str, digest: str) -> str | None:
+        proof = self._proofs.get((model, version, digest))
+        if proof is not None:
+            return proof[0]
+        found: str | None = await self._in_thread(self._cache.signatures.get, model, version, digest)
+        return found
+
+    async def _let_in(self, model: str, version: str, digest: str, signature: str, known: str | None) -> None:
+        key = (model, version, digest)
+        if signature or self._rule.required:
+            finding = await self._in_thread(self._rule.judge, *key, signature)
+        else:
+            finding = self._rule.judge(*key, "")  # reads nothing, and a rollback waits for no thread
+        self._proofs[key] = (signature, finding)
+        if signature == known:
+            return
+        try:
+            await self._in_thread(self._cache.signatures.keep, *key, signature)
+        except ReleaseFaultError as error:
+            _log.warning("%s A start without the registry will take the version for one that is not signed.", error)
+
+    def _here(self, digest: str) -> bool:
+        return digest in self._handles or self._cache.has(digest)
+
+    async def _files(self, model: str, version: str, digest: str) -> Any:
         lock = self._locks.setdefault(digest, asyncio.Lock())
         async with lock:
             if digest not in self._handles:
@@ -81,8 +164,12 @@ class Depot:
             return self._handles[digest]
 
     async def contract(self, model: str, version: str, digest: str) -> Contract:
-        """Return what clients of the release rely on, fetching and verifying it if need be; raises as ``stock``."""
-        await self.files(model, version, digest)
+        """Return what clients of the release rely on, fetching it if need be; raises as ``stock``.
+
+        Its signature is not asked for, since nothing is loaded: what serves may be signed by a key that has been
+        distrusted since, and a better version must still be comparable with it.
+        """
+        await self._files(model, version, digest)
         return self._contracts[digest]
 
     def from_cache(self, digest: str) -> bool:
@@ -100,6 +187,8 @@ class Depot:
             del self._handles[digest]
             self._contracts.pop(digest, None)
             self._from_cache.discard(digest)
+        for key in [known for known in self._proofs if known[2] not in digests]:
+            del self._proofs[key]
         for digest in [known for known, lock in self._locks.items() if known not in digests and not lock.locked()]:
             del self._locks[digest]
 
@@ -147,9 +236,19 @@ class Depot:
 
     def _fetch(self, model: str, version: str) -> Mapping[str, NDArray[np.uint8]]:
         with tempfile.TemporaryDirectory(prefix="steelyard-fetch-") as folder:
-            try:
+            with _still_there(version):
                 self._registry.fetch(model, version, Path(folder))
-            except (UnknownModelError, UnknownVersionError) as error:
-                msg = f"version {version} is no longer in the registry; promote one that is"
-                raise ReleaseRejectedError(msg, step="fetch") from error
             return read_folder(Path(folder))
+
+    def _info(self, model: str, version: str) -> VersionInfo:
+        with _still_there(version):
+            return self._registry.version(model, version)
+
+
+@contextlib.contextmanager
+def _still_there(version: str) -> Iterator[None]:
+    try:
+        yield
+    except (UnknownModelError, UnknownVersionError) as error:
+        msg = f"version {version} is no longer in the registry; promote one that is"
+        raise ReleaseRejectedError(msg, step="fetch") from error

@@ -130,14 +130,17 @@ class Effects:
         return state.JudgeFailed(target, failure)
 
     async def _fetched(self, target: Target) -> state.Event:
-        committed = self._now().committed
+        committed, desired = self._now().committed, self._now().desired
         back = committed.back if committed else None
+        named = (self._model, target.version, target.digest)
         if back is not None and (back.version, back.digest) == (target.version, target.digest):
             # The fleet has what served before loaded, and a rollback cannot wait; a replica without it asks for it.
-            return state.Fetched(target)
-        stock = self._parts.depot.stock(self._model, target.version, target.digest)
+            have = self._parts.depot.prove(*named, signature="")
+        else:
+            told = desired is not None and (desired.version, desired.digest) == (target.version, target.digest)
+            have = self._parts.depot.stock(*named, signature=desired.signature if desired and told else None)
         try:
-            await asyncio.wait_for(stock, self._parts.prepare_timeout_s)
+            await asyncio.wait_for(have, self._parts.prepare_timeout_s)
         except ReleaseError as error:
             failure = Failure(error.step, str(error), permanent=error.permanent)
         except SteelyardError as error:

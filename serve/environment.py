@@ -57,6 +57,16 @@ ALONE: Final = {
 }
 """What a Ray of one node does less often or not at all on top of that."""
 
+QUIET: Final = {
+    # Ultralytics would install packages for what it cannot read, and tell its makers of its use.
+    "YOLO_AUTOINSTALL": "false",
+    "YOLO_OFFLINE": "true",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""What keeps libraries from installing, fetching and reporting, in every process of the service."""
+
 
 def serve_environment(settings: Settings, folder: Path, ports: Ports) -> dict[str, str]:
     """Return the variables that every node of the service's Ray cluster needs.
@@ -89,7 +99,7 @@ def serve_environment(settings: Settings, folder: Path, ports: Ports) -> dict[st
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
         **IDLE,
         "RAY_metrics_report_interval_ms": "5000",
-        "RAY_USAGE_STATS_ENABLED": "0",
+        **QUIET,
     }
 
 

@@ -14,6 +14,7 @@ from models.rollout.order import PLAIN
 from models.types import Answer, Contract, Detections, Release, Thresholds, Timings
 from models.weights.registry import VersionInfo
 from serve.faults import FaultPoints
+from serve.service import OPERATOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -119,6 +120,8 @@ class FakeService:
         self.previous: dict[str, str] = {}
         self.orders: list[tuple[str, str, Order]] = []
         """Version, reason and order of every promote that was accepted."""
+        self.who: list[str] = []
+        """Who asked for each of them."""
         self.hints: list[tuple[str, str]] = []
         """Model and delivery id of every hint taken."""
 
@@ -148,9 +151,9 @@ class FakeService:
         }
 
     async def promote(
-        self, model: str, version: str, *, reason: str = "promote", order: Order = PLAIN
+        self, model: str, version: str, *, reason: str = "promote", order: Order = PLAIN, who: str = OPERATOR
     ) -> dict[str, object]:
-        """Flip to version 1 or 2, refuse 3, know no other; the order is noted in ``orders``."""
+        """Flip to version 1 or 2, refuse 3, know no other; ``orders`` and ``who`` note what was accepted."""
         self._check()
         if version == "3":
             msg = "Version 3 sees nothing on its golden images; train it further and register it again"
@@ -159,19 +162,20 @@ class FakeService:
             msg = f"Model {model} has no version {version[:64]!r}; GET /v1/models/{model}/versions lists them"
             raise UnknownVersionError(msg)
         self.orders.append((version, reason, order))
+        self.who.append(who)
         serving = self.detectors[model].serving
         if serving is not None:
             self.previous[model] = serving.version
         self.detectors[model].flip(fake_release(model, version))
         return await self.status(model)
 
-    async def rollback(self, model: str) -> dict[str, object]:
+    async def rollback(self, model: str, *, who: str = OPERATOR) -> dict[str, object]:
         """Flip back to the version before the latest promote."""
         self._check()
         if model not in self.previous:
             msg = "There is no earlier version to return to; promote one instead"
             raise ReleaseRejectedError(msg, step="promote")
-        return await self.promote(model, self.previous[model])
+        return await self.promote(model, self.previous[model], who=who)
 
     async def hint(self, model: str, delivery: Delivery) -> bool:
         """Note the hint in ``hints``, once a delivery."""

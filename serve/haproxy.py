@@ -2,7 +2,8 @@
 
 Ray Serve writes HAProxy's configuration itself and offers no setting for what is wrong with it at the edge of a
 network: statistics and metrics listen on every interface, the admin socket is open to every user, slow clients may
-hold a connection for an hour, and HAProxy's own errors are plain text. ``harden`` rewrites just those lines. The file
+hold a connection for an hour, a method that a client makes up becomes a label of the metrics, and HAProxy's own errors
+are plain text. ``harden`` rewrites just those lines. The file
 keeps its path and the process its id, since Ray finds and reloads HAProxy by both.
 
 Nothing of Ray is imported here: the launcher runs at every reload and must cost milliseconds.
@@ -34,6 +35,12 @@ HOST_VARIABLE: Final = "STEELYARD_HOST"
 HEADER_TIMEOUT_S: Final = 10
 """Longest time in which a client must have sent its request's headers (seconds)."""
 
+CLIENT_TIMEOUT_S: Final = 15
+"""Longest silence of a client that still has a body to send or an answer to read (seconds).
+
+Longer than a replica bears it, so that the replica's answer comes first. It does not run while the answer is made.
+"""
+
 _PR_SET_PDEATHSIG: Final = 1
 _PUBLIC: Final = ("frontend http_frontend", "frontend grpc_frontend")
 _BIND: Final = re.compile(r"^(?P<indent>\s*)bind\s+(?P<address>\S*):(?P<port>\d+)(?P<rest>(?:\s.*)?)$")
@@ -41,7 +48,8 @@ _SECTION: Final = re.compile(r"^(?P<kind>global|defaults|frontend|backend|listen
 _SYSLOG: Final = re.compile(r"^\s*log\s+\S+\s+local0\s+info\s*$")
 _SOCKET: Final = re.compile(r"^(?P<head>\s*stats socket\s.*\bmode\s+)\d+(?P<tail>\b.*)$")
 _OWN_ERROR: Final = re.compile(r"^\s*(errorfile\s|http-error\s)")
-_HEADER_TIMEOUT: Final = re.compile(r"^\s*timeout\s+http-request\s")
+_TIMEOUTS: Final = re.compile(r"^\s*timeout\s+(http-request|client)\s")
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _ANSWERS: Final = (
     # Ray's server names the request a second time.
     "    http-response set-header X-Request-Id %[res.hdr(x-request-id,1)] if { res.hdr_cnt(x-request-id) gt 1 }",
@@ -102,16 +110,17 @@ def _additions(section: str) -> list[str]:
     if section == "global":
         return ["    log stderr format raw local0 notice"]
     if section.startswith("defaults"):
-        return [f"    timeout http-request {HEADER_TIMEOUT_S}s", *(_error(*row) for row in _ERRORS)]
+        timeouts = [f"    timeout http-request {HEADER_TIMEOUT_S}s", f"    timeout client {CLIENT_TIMEOUT_S}s"]
+        return [*timeouts, *(_error(*row) for row in _ERRORS)]
     if section == _PUBLIC[0]:
-        return list(_ANSWERS)
+        return [*_refused_methods(), *_ANSWERS]
     return []
 
 
 def _replaced(section: str, line: str) -> bool:
     if section == "global":
         return bool(_SYSLOG.match(line))
-    return section.startswith("defaults") and bool(_OWN_ERROR.match(line) or _HEADER_TIMEOUT.match(line))
+    return section.startswith("defaults") and bool(_OWN_ERROR.match(line) or _TIMEOUTS.match(line))
 
 
 def _rewritten(section: str, line: str, host: str) -> str:
@@ -135,11 +144,23 @@ def _address(host: str) -> str:
     return host if address.version == 4 else f"ipv6@{host}"  # noqa: PLR2004 - likewise
 
 
+def _refused_methods() -> list[str]:
+    # Unlogged: Ray makes its metrics of HAProxy's log lines, and a label of the method.
+    unknown = f"unless {{ method {' '.join(_METHODS)} }}"
+    text = _problem(405, "method_not_allowed", "Method Not Allowed", "The service does not know this method.")
+    answer = f"status 405 content-type application/problem+json string '{text}' hdr Allow GET,POST"
+    return [f"    http-request set-log-level silent {unknown}", f"    http-request return {answer} {unknown}"]
+
+
 def _error(status: int, code: str, title: str, detail: str, retry_after_s: int | None) -> str:
-    problem = {"type": f"urn:steelyard:error:{code}", "title": title, "status": status, "detail": detail, "code": code}
-    text = json.dumps(problem, separators=(",", ":"))
+    text = _problem(status, code, title, detail)
     retry = "" if retry_after_s is None else f" hdr Retry-After {retry_after_s}"
     return f"    http-error status {status} content-type application/problem+json string '{text}'{retry}"
+
+
+def _problem(status: int, code: str, title: str, detail: str) -> str:
+    problem = {"type": f"urn:steelyard:error:{code}", "title": title, "status": status, "detail": detail, "code": code}
+    return json.dumps(problem, separators=(",", ":"))
 
 
 def find_binary() -> str:

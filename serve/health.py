@@ -20,6 +20,7 @@ from serve.openapi import answer, problems
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from serve.access_file import AccessFile
     from serve.service import Service
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class Readiness(Health):
     registry: str | None = None
     """How the rollout stands with the registry; whatever it says, requests are answered. ``null`` or absent: not known
     yet."""
+    access: str | None = None
+    """What is wrong with the access file, if anything; the last good keys stay in force."""
 
 
 SCHEMAS: Final[list[type[BaseModel]]] = [Health, Readiness]
@@ -106,8 +109,8 @@ def _phrase(rollout: Mapping[str, Any]) -> str | None:
     return f"unreachable {long}" + (f"; serving version {serving}{origin}" if serving else "")
 
 
-def health_router(service: Service) -> APIRouter:
-    """Return the probes over ``service``."""
+def health_router(service: Service, access: AccessFile) -> APIRouter:
+    """Return the probes over ``service``, which mention what is wrong with ``access``."""
     router = APIRouter(tags=["health"])
     note = RegistryNote(service)
 
@@ -121,7 +124,8 @@ def health_router(service: Service) -> APIRouter:
         if reason is not None:
             raise NotReadyError(reason)
         registry = await note.read()
-        return json_response({"status": "ready"} | ({"registry": registry} if registry else {}))
+        remarks = {"registry": registry, "access": access.note}
+        return json_response({"status": "ready"} | {name: remark for name, remark in remarks.items() if remark})
 
     async def metrics(request: Request) -> Response:  # noqa: ARG001 - likewise
         """Show all metrics in Prometheus' text format."""

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -41,11 +41,13 @@ KEPT_LOGS: Final = 5
 class ServiceRecord:
     """What the home folder says of the service that runs out of it.
 
-    url: where it answers. pid: of the process to signal.
+    url: where it answers. pid: of the process to signal. key: the API key of whoever may read this home; it has every
+    scope, and ends with the service.
     """
 
     url: str
     pid: int
+    key: str | None = field(default=None, repr=False)
 
 
 @contextlib.contextmanager
@@ -161,8 +163,9 @@ def read_record(home: Path) -> ServiceRecord | None:
     """Return the record of the service in ``home``, or None where there is none that makes sense."""
     try:
         record = json.loads((home / SERVICE_FILE).read_text(encoding="utf-8"))
-        return ServiceRecord(url=str(record["url"]), pid=int(record["pid"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        key = record.get("key")
+        return ServiceRecord(str(record["url"]), int(record["pid"]), None if key is None else str(key))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -10,9 +10,11 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from serve import admin, catalog, docs, health, hooks, injection, openapi
+from serve.access_file import AccessFile
 from serve.connection import BodyBudget
 from serve.context import context_of
 from serve.errors import problem_of, problem_response
+from serve.guard import Guard
 from serve.middleware import EdgeMiddleware
 from serve.protocols import native_schema
 from serve.protocols.native import NativeApi
@@ -23,9 +25,12 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from serve.access import Limits
+    from serve.access_log import AccessLog
     from serve.service import Service
     from serve.settings import Settings
     from serve.telemetry import HttpMetrics
+    from serve.tracing import Tracing
 
 DESCRIPTION: Final = (
     "Object detection. Post an image, get its boxes and the one weight version that found them. "
@@ -37,12 +42,19 @@ def create_app(
     service: Service,
     settings: Settings,
     *,
+    access: AccessFile | None = None,
+    limits: Limits | None = None,
     metrics: HttpMetrics | None = None,
+    tracing: Tracing | None = None,
+    access_log: AccessLog | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> FastAPI:
     """Return the ASGI application that serves ``service`` within the limits of ``settings``.
 
-    ``clock`` is that of ``RequestContext.deadline``. Nothing starts here: engines are entered by whoever made them.
+    access: the keys in force, read and watched by whoever made it; None leaves the file of the settings unread, and
+    lets nobody but the admin key in where keys are demanded. limits: those of the keys, None for none. tracing,
+    access_log: told of every request, None for none. ``clock`` is that of ``RequestContext.deadline``. Nothing starts
+    here: engines are entered by whoever made them.
     """
     app = FastAPI(
         title="Steelyard",
@@ -57,7 +69,8 @@ def create_app(
     app.include_router(NativeApi(service, settings, budget, clock=clock).router())
     app.include_router(catalog.catalog_router(service))
     app.include_router(admin.admin_router(service, settings, budget, clock=clock))
-    app.include_router(health.health_router(service))
+    access = access or AccessFile.of(settings)
+    app.include_router(health.health_router(service, access))
     if settings.webhook_secret is not None:
         app.include_router(hooks.hooks_router(service, settings.webhook_secret, budget, clock=clock))
     if settings.allow_fault_injection:
@@ -65,7 +78,17 @@ def create_app(
     docs.install(app)
     openapi.install(app, [*native_schema.SCHEMAS, *catalog.SCHEMAS, *admin.SCHEMAS, *health.SCHEMAS, *hooks.SCHEMAS])
     app.add_exception_handler(HTTPException, _routing_error)
-    app.add_middleware(EdgeMiddleware, longest_s=settings.request_timeout_s, metrics=metrics, clock=clock)
+    guard = Guard(access, anonymous_predict=settings.anonymous_predict, webhook=settings.webhook_secret is not None)
+    app.add_middleware(
+        EdgeMiddleware,
+        longest_s=settings.request_timeout_s,
+        guard=guard,
+        limits=limits,
+        metrics=metrics,
+        tracing=tracing,
+        access_log=access_log,
+        clock=clock,
+    )
     return app
 
 

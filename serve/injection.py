@@ -31,7 +31,7 @@ def injection_router(
 
     async def arm(request: Request) -> Response:
         """Arm a fault point."""
-        check_admin(request.headers, settings)
+        check_admin(request, settings)
         seconds = context_of(request.scope).deadline - clock()
         with budget.lend() as loan:
             body = await read_body(request.receive, request.headers, limit=MAX_ADMIN_BODY, seconds=seconds, loan=loan)

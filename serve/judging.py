@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from models.errors import RegistryError, UnknownModelError, UnknownVersionError
-from models.rollout.gates import Verdict, contract_gate, quality_gate
+from models.rollout.gates import Verdict, contract_gate, quality_gate, signature_gate
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,13 +30,15 @@ async def judge(
     in_registry_thread: Callable[..., Awaitable[Any]],
     tolerance: float,
 ) -> tuple[Verdict, ...]:
-    """Return the verdicts of the contract gate and the quality gate; call it once the target is fetched.
+    """Return the verdicts of the signature, contract and quality gates; call it once the target is fetched.
+
+    What the signature gate refuses is refused before that, so it only tells why the version was let in.
 
     A rollback is no promotion: do not judge what it returns to.
 
     Args:
         model: whose rollout it is.
-        serving: what serves now; where nothing does, or the same release, both gates pass.
+        serving: what serves now; where nothing does, or the same release, all gates pass.
         target: what was promoted.
         order: of that promotion.
         depot: holds both releases, or fetches them.
@@ -48,14 +50,16 @@ async def judge(
         ReleaseError: a release cannot be had.
         RegistryError: the registry does not answer; nothing is decided, try again later.
     """
+    found = depot.finding(model, target.version, target.digest)
+    signature = signature_gate("not looked at" if found is None else found.told)
     if serving is None or serving.digest == target.digest:
         reason = "no version serves yet" if serving is None else "it is the release that serves"
-        return tuple(Verdict(gate, passed=True, reason=reason) for gate in ("contract", "quality"))
+        return (signature, *(Verdict(gate, passed=True, reason=reason) for gate in ("contract", "quality")))
     theirs = await depot.contract(model, serving.version, serving.digest)
     ours = await depot.contract(model, target.version, target.digest)
     verdict = contract_gate(theirs, ours, order)
     if not verdict.passed:
-        return (verdict,)
+        return (signature, verdict)
     try:
         async with asyncio.timeout(REGISTRY_DEADLINE_S):
             before = await in_registry_thread(_evaluations, registry, model, serving)
@@ -64,7 +68,7 @@ async def judge(
         msg = "the registry did not answer in time when asked for evaluations; it is tried again later"
         raise RegistryError(msg) from error
     quality = quality_gate(before, after, order, model=model, version=target.version, tolerance=tolerance)
-    return (verdict, quality)
+    return (signature, verdict, quality)
 
 
 def _evaluations(registry: Registry, model: str, target: Target) -> tuple[Evaluation, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import os
 import shutil
@@ -16,6 +17,9 @@ import psutil
 
 from models.weights.cache import CommittedStore, ReleaseCache
 from models.weights.mlflow_registry import MlflowRegistry
+from serve.access import Scope, issue
+from serve.access_file import keys_demanded
+from serve.access_start import check_start
 from serve.announce import Announcer
 from serve.cluster import PREFIX, ClusterError, LocalCluster
 from serve.home import (
@@ -29,10 +33,11 @@ from serve.home import (
 )
 from serve.ports import LOOPBACK, check_address
 from serve.processes import end, processes_of
-from serve.readiness import wait_until_ready
+from serve.readiness import get_json, wait_until_ready
 from serve.settings import available_cores
 from serve.sizing import check_cores
 from serve.stock import check_sources, stock
+from serve.trust import check_trust, signer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +53,8 @@ START_ATTEMPTS: Final = 3
 """Failures of replicas to start after which the person who waits is told."""
 
 WATCH_INTERVAL_S: Final = 0.5
+LOCAL: Final = "local"
+"""Id of the key by which commands on this home get in."""
 
 
 def run(settings: Settings, sources: Mapping[str, str | None]) -> int:
@@ -60,7 +67,9 @@ def run(settings: Settings, sources: Mapping[str, str | None]) -> int:
     started = time.monotonic()
     announcer = Announcer(sys.stdout, sys.stderr)
     check_sources(sources)
+    check_start(settings, time.time())
     check_cores(settings, available_cores())
+    check_trust(settings)
     with only_service(settings.root), _stop_signals() as signals:
         clear_leftovers(settings.root)
         check_address(settings.host, settings.port)
@@ -105,12 +114,14 @@ def _bring_up(settings: Settings, sources: Mapping[str, str | None], run: _Run, 
     say("starting Ray")
     cluster.start()
     registry = MlflowRegistry(settings.tracking_uri)
+    signing = signer(settings)
     stocking = _Background(
         lambda: stock(
             registry,
             sources,
             committed=CommittedStore(settings.root),
             cache=ReleaseCache(settings.cache),
+            key=signing[1] if signing else None,
             say=say,
             progress=run.announcer.progress,
         )
@@ -129,7 +140,11 @@ def _bring_up(settings: Settings, sources: Mapping[str, str | None], run: _Run, 
 
     say("starting replicas")
     prepare(settings)
-    cluster.deploy(build_application(settings, cores=available_cores(), logs=run.logs, start_attempts=START_ATTEMPTS))
+    # For the commands of whoever may read this home, and so could make any key; Ray gets no more than its digest.
+    local, key = issue(LOCAL, frozenset(Scope), time.time(), key_id=LOCAL)
+    cluster.deploy(
+        build_application(settings, cores=available_cores(), logs=run.logs, start_attempts=START_ATTEMPTS, local=local)
+    )
     edge.wait(cluster.check)
 
     def check() -> None:
@@ -140,9 +155,18 @@ def _bring_up(settings: Settings, sources: Mapping[str, str | None], run: _Run, 
             raise ClusterError(msg)
 
     url = address(settings)
-    serving = wait_until_ready(url, settings.models, deadline_s=ready_deadline_s(settings), check=check)
-    write_record(settings.root, ServiceRecord(url, os.getpid()))
-    run.announcer.ready(url, serving, time.monotonic() - run.started)
+    serving = wait_until_ready(
+        url,
+        settings.models,
+        deadline_s=ready_deadline_s(settings),
+        check=check,
+        get=functools.partial(get_json, key=key),
+    )
+    write_record(settings.root, ServiceRecord(url, os.getpid(), key))
+    guarded = keys_demanded(settings) or settings.access_path.exists()
+    run.announcer.ready(
+        url, serving, time.monotonic() - run.started, with_key=guarded and not settings.anonymous_predict
+    )
 
 
 def ready_deadline_s(settings: Settings) -> float:

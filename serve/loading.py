@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from models.rollout.messages import Attempt
+    from models.rollout.messages import Attempt, Target
     from models.weights.cache import ReleaseCache
+    from models.weights.trust import SignatureRule
     from serve.faults import FaultPoints
     from serve.member_ports import ActorPort, EnginePort
 
@@ -34,12 +35,18 @@ class Loader:
         actor: ActorPort,
         cache: ReleaseCache | None,
         *,
+        rule: SignatureRule,
         faults: FaultPoints,
         timeout_s: float,
     ) -> None:
-        """Load nothing yet. cache: keeps what was loaded, None for none; timeout_s: longest time for a whole load."""
+        """Load nothing yet.
+
+        cache: keeps what was loaded, None for none; rule: which signatures count; timeout_s: longest time for a whole
+        load.
+        """
         self._model, self._engine, self._actor, self._cache = model, engine, actor, cache
-        self._faults, self._timeout_s = faults, timeout_s
+        self._rule, self._faults, self._timeout_s = rule, faults, timeout_s
+        self._signatures: dict[tuple[str, str], str] = {}
         self.loaded: Attempt | None = None
 
     async def load(self, attempt: Attempt, *, timed: bool = False) -> tuple[float, float] | None:
@@ -55,17 +62,52 @@ class Loader:
         await self._faults.hit("replica.before_prepare")
         target = attempt.target
         if self._engine.has(target.version, target.digest):
+            await self._still_counts(target)
             self.loaded = attempt
             return await self._engine.golden_ms(target.digest) if timed else None
+        signature = await self._signature(target.version, target.digest)
         files = await self._files(target.version, target.digest)
         await self._faults.hit("replica.after_fetch")
-        release = await asyncio.to_thread(open_release, self._model, target.version, files, expect_digest=target.digest)
+        release = await asyncio.to_thread(
+            open_release,
+            self._model,
+            target.version,
+            files,
+            expect_digest=target.digest,
+            verify_signature=self._rule.check(signature),
+        )
         await self._engine.prepare(release)
         self.loaded = attempt
+        self._remember(target, signature)
         await self._faults.hit("replica.after_load")
         if self._cache is not None:
-            await self._keep(self._cache, target.digest, files)
+            await self._keep(self._cache, target, files, signature)
         return await self._engine.golden_ms(target.digest) if timed else None
+
+    async def _still_counts(self, target: Target) -> None:
+        """Judge what is resident once more, which takes no hashing: its key may have been distrusted since."""
+        signature = self._signatures.get((target.version, target.digest), "")
+        if signature or self._rule.required:
+            await asyncio.to_thread(self._rule.judge, self._model, target.version, target.digest, signature)
+
+    def _remember(self, target: Target, signature: str) -> None:
+        key = (target.version, target.digest)
+        resident = {known: text for known, text in self._signatures.items() if self._engine.has(*known)}
+        self._signatures = {**resident, key: signature}
+
+    async def _signature(self, version: str, digest: str) -> str:
+        try:
+            return await asyncio.wait_for(self._actor.signature(self._model, version, digest), self._timeout_s)
+        except ReleaseError:
+            raise  # it was refused
+        except Exception as error:
+            _log.info("the rollout actor did not tell who signed version %s of %s: %s", version, self._model, error)
+            if self._cache is None:
+                raise
+            known = await asyncio.to_thread(self._cache.signatures.get, self._model, version, digest)
+            if known is None and self._rule.required:
+                raise
+            return known or ""
 
     async def _files(self, version: str, digest: str) -> Mapping[str, NDArray[np.uint8]]:
         try:
@@ -80,9 +122,14 @@ class Loader:
                 raise
             return cached.files
 
-    async def _keep(self, cache: ReleaseCache, digest: str, files: Mapping[str, NDArray[np.uint8]]) -> None:
+    async def _keep(
+        self, cache: ReleaseCache, target: Target, files: Mapping[str, NDArray[np.uint8]], signature: str
+    ) -> None:
+        version, digest = target.version, target.digest
         try:
             await asyncio.to_thread(cache.put, digest, files)
+            if await asyncio.to_thread(cache.signatures.get, self._model, version, digest) != signature:
+                await asyncio.to_thread(cache.signatures.keep, self._model, version, digest, signature)
         except ReleaseFaultError as error:
             _log.warning("version not kept on this machine: %s", error)
 

@@ -1,6 +1,7 @@
 """Log lines in JSON, written by a thread of their own, so that a full pipe never holds up the event loop.
 
-A line holds what the caller logged and the fields of ``FIELDS``; no client data but the request id.
+A line holds what the caller logged and the fields of ``FIELDS``; no client data but the request id. An exception that
+ended a request is told without its message, which may quote what the client sent: a library's words are not ours.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import queue
 import sys
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Final, TextIO
 
 import orjson
@@ -21,7 +23,8 @@ LOGGERS: Final = ("serve", "models", "steelyard")
 """Roots of this project's loggers; those of libraries are left as they are."""
 FIELDS: Final = (
     "request_id", "principal", "route", "method", "status", "ms", "model", "version", "digest", "generation",
-    "replica", "step", "result", "reason",
+    "replica", "step", "result", "reason", "key_id", "trace_id", "images", "decode_ms", "queue_ms", "infer_ms",
+    "post_ms",
 )  # fmt: skip
 QUEUE_LINES: Final = 10_000
 
@@ -38,9 +41,25 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         line.update((name, record.__dict__[name]) for name in FIELDS if name in record.__dict__)
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[1] is not None:
+            of_request = "request_id" in record.__dict__
+            line["exception"] = (
+                without_messages(record.exc_info[1]) if of_request else self.formatException(record.exc_info)
+            )
         return orjson.dumps(line, default=str).decode()
+
+
+def without_messages(error: BaseException) -> str:
+    """Return where ``error`` and what led to it were raised: types, functions, files and lines, never a message."""
+    found: list[str] = []
+    seen: set[int] = set()
+    next_one: BaseException | None = error
+    while next_one is not None and id(next_one) not in seen:
+        seen.add(id(next_one))
+        frames = [f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in extract_tb(next_one.__traceback__)]
+        found.append(" > ".join([*frames, type(next_one).__qualname__]))
+        next_one = next_one.__cause__ or (None if next_one.__suppress_context__ else next_one.__context__)
+    return "\nafter ".join(found)
 
 
 class BoundedQueueHandler(QueueHandler):

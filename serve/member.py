@@ -20,6 +20,7 @@ from serve.faults import FaultPoints
 from serve.joining import Joining
 from serve.loading import Loader
 from serve.member_effects import MemberEffects
+from serve.trust import rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -77,7 +78,15 @@ class Member:
         self._settings = settings
         self._faults = faults or FaultPoints(allowed=settings.allow_fault_injection)
         self._clock, self._sleep = clock, sleep
-        loader = Loader(model, engine, actor, cache, faults=self._faults, timeout_s=settings.prepare_timeout_s)
+        loader = Loader(
+            model,
+            engine,
+            actor,
+            cache,
+            rule=rule_of(settings),
+            faults=self._faults,
+            timeout_s=settings.prepare_timeout_s,
+        )
         self._joining = Joining(
             model,
             replica_id,

@@ -96,3 +96,7 @@ class ActorPort(Protocol):
     async def files(self, model: str, version: str, digest: str) -> Mapping[str, NDArray[np.uint8]]:
         """Return the files of a release, uint8 arrays (size,), shared memory where there is some."""
         ...
+
+    async def signature(self, model: str, version: str, digest: str) -> str:
+        """Return the signature under which the version was let in, "" for none; raises where it may not serve."""
+        ...

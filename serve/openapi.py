@@ -11,12 +11,15 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
+from serve.context import LEAST_TIMEOUT_S
 from serve.errors import PROBLEM_JSON, TYPE_PREFIX
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 SCHEMAS: Final = "#/components/schemas/"
+KEYLESS: Final = frozenset({"/healthz/live", "/healthz/ready", "/v1/hooks/mlflow"})
+"""Routes that are open, or have a signature in place of a key."""
 
 
 class ProblemBody(BaseModel):
@@ -59,9 +62,9 @@ RETRY_AFTER_HEADER: Final = {
 
 _ERRORS: Final[dict[int, str]] = {
     400: "The image or the body cannot be read (`invalid_image`, `invalid_body`).",
-    401: "The admin key is missing or wrong (`unauthorized`), or a webhook's signature is, or its time "
+    401: "No valid API key, while keys are in force (`unauthorized`); or a webhook's signature is wrong, or its time "
     "(`invalid_signature`, `stale_delivery`).",
-    403: "The request comes from another site (`forbidden`).",
+    403: "The key lacks the scope, or the request comes from another site (`forbidden`).",
     404: "No such model or version (`unknown_model`, `unknown_version`).",
     408: "The body was not complete in time (`body_timeout`).",
     409: "The version may not serve; `step` and `detail` say why (`release_rejected`). A webhook's delivery was taken "
@@ -112,14 +115,25 @@ REQUEST_ID_PARAMETER: Final = {
     "name": "X-Request-Id",
     "in": "header",
     "description": "Id to find the request by, 1 to 128 of `A-Za-z0-9._:-`; anything else is replaced.",
-    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+    "schema": {"type": "string"},
 }
 TIMEOUT_PARAMETER: Final = {
     "name": "X-Request-Timeout",
     "in": "header",
     "description": "Seconds after which the answer is not wanted any more; the service's own limit holds above it.",
-    "schema": {"type": "number", "exclusiveMinimum": 0},
+    "schema": {"type": "number", "minimum": LEAST_TIMEOUT_S, "maximum": 999_999_999},
 }
+
+
+def _put_under_keys(paths: dict[str, dict[str, Any]]) -> None:
+    """Add to all routes but those that never take a key how to send one, and what its lack is answered."""
+    for path, operations in paths.items():
+        if path in KEYLESS:
+            continue
+        for operation in operations.values():
+            # The empty choice is a service without keys in force.
+            operation["security"] = [{"bearer": []}, {"header": []}, {}]
+            operation["responses"] = dict(sorted({**problems(401, 403), **operation["responses"]}.items()))
 
 
 def install(app: FastAPI, models: list[type[BaseModel]]) -> None:
@@ -139,7 +153,11 @@ def install(app: FastAPI, models: list[type[BaseModel]]) -> None:
             ]
             _, definitions = models_json_schema(wanted, ref_template=SCHEMAS + "{model}")
             schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
-            schema["components"]["securitySchemes"] = {"admin": {"type": "http", "scheme": "bearer"}}
+            schema["components"]["securitySchemes"] = {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+            }
+            _put_under_keys(schema["paths"])
             app.openapi_schema = schema
         return app.openapi_schema
 

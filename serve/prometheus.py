@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from serve.telemetry import Metric
+    from serve.instruments import Metric
 
 
 class _Counter:
@@ -26,7 +26,7 @@ class _Gauge:
         self._gauge = gauge
 
     def set(self, labels: Mapping[str, str], value: float) -> None:
-        self._gauge.labels(**labels).set(value)
+        (self._gauge.labels(**labels) if labels else self._gauge).set(value)
 
 
 class _Histogram:
@@ -38,7 +38,7 @@ class _Histogram:
 
 
 class PrometheusSink:
-    """Fulfils ``serve.telemetry.MetricsSink`` and renders what it holds."""
+    """Fulfils ``serve.instruments.MetricsSink`` and renders what it holds."""
 
     def __init__(self) -> None:
         """Start empty: the client's process-wide registry is left alone."""

@@ -61,11 +61,15 @@ def wait_until_ready(
         sleep(POLL_S)
 
 
-def get_json(url: str) -> tuple[int, dict[str, Any]]:
-    """Return status and body of a GET; (0, {}) where nobody answers, {} for a body that is no JSON object."""
+def get_json(url: str, *, key: str | None = None) -> tuple[int, dict[str, Any]]:
+    """Return status and body of a GET; (0, {}) where nobody answers, {} for a body that is no JSON object.
+
+    key: the API key to send, None for none.
+    """
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(url, headers={} if key is None else {"X-Api-Key": key})  # noqa: S310 - our own URL
     try:
-        with opener.open(url, timeout=PROBE_TIMEOUT_S) as response:
+        with opener.open(request, timeout=PROBE_TIMEOUT_S) as response:
             return response.status, _decode(response.read())
     except urllib.error.HTTPError as error:
         with error:

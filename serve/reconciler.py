@@ -84,7 +84,7 @@ class Reconciler:
         self._state = state.State(model, parts.timing)
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        observer = parts.metrics.of(model) if parts.metrics is not None else None
+        self._observer = observer = parts.metrics.of(model) if parts.metrics is not None else None
         self._books = Books(
             model,
             now=lambda: self._state,
@@ -157,6 +157,11 @@ class Reconciler:
             targets += [now.committed.target, now.committed.previous]
         return frozenset(target.digest for target in targets if target is not None)
 
+    @property
+    def replicas(self) -> int:
+        """Return how many members are not known to be dead."""
+        return sum(view.died_at is None for view in self._state.members.values())
+
     async def begin(self, incarnation: int) -> None:
         """Read the ledger and the durable record, then run. Returns when the model's state is known."""
         recovery = await self._programs.until_reached(lambda: ledger.recover(self.model))
@@ -196,6 +201,10 @@ class Reconciler:
     async def files(self, version: str, digest: str) -> Any:
         """Return the shared handle of a release's files. Raises ReleaseError or RegistryError."""
         return await self._parts.depot.files(self.model, version, digest)
+
+    async def signature(self, version: str, digest: str) -> str:
+        """Return the signature under which the version was let in, "" for none. Raises as ``files``."""
+        return await self._parts.depot.signature(self.model, version, digest)
 
     # Answers to people
 
@@ -243,6 +252,11 @@ class Reconciler:
         serving = choice.serving(self._state)
         from_cache = serving is not None and self._parts.depot.from_cache(serving.digest)
         return {**found, "registry": {**self._alias.status(), "from_cache": from_cache}}
+
+    def observe(self) -> None:
+        """Tell the metrics how the rollout stands."""
+        if self._observer is not None:
+            self._observer.stands(status.status(self._state, self._parts.clock())["state"])
 
     def arm(self, point: str, action: str, replica: str | None) -> None:
         """Hand a fault to one replica, or to every member, with its next answer."""

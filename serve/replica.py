@@ -11,19 +11,21 @@ import asyncio
 import contextlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from models.errors import CapacityError, SteelyardError, UnavailableError
 from models.rollout.order import PLAIN
+from serve.service import OPERATOR
 from serve.supervision import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
     from concurrent.futures import Future
 
     from models.engine.engine import Engine
     from models.rollout.order import Order
-    from models.weights.registry import Registry, VersionInfo
+    from models.weights.registry import VersionInfo
     from serve.webhook import Delivery
 
 REGISTRY_DEADLINE_S: Final = 20.0
@@ -34,6 +36,8 @@ MOST_REGISTRY_READS: Final = 16
 STOP_DEADLINE_S: Final = 12.0
 REFRESH_S: Final = 1.0
 """Time between two reports of counters and gauges: shorter than the node's reporting interval (seconds)."""
+
+NOTHING: Final = MappingProxyType[str, "Callable[[], Coroutine[Any, Any, None]]"]({})
 
 _log = logging.getLogger(__name__)
 
@@ -70,12 +74,12 @@ class Fleet(Protocol):
         ...
 
     async def promote(
-        self, model: str, version: str, *, reason: str = "promote", order: Order = PLAIN
+        self, model: str, version: str, *, reason: str = "promote", order: Order = PLAIN, who: str = OPERATOR
     ) -> dict[str, object]:
         """Make ``version`` the desired one; return the rollout's state."""
         ...
 
-    async def rollback(self, model: str) -> dict[str, object]:
+    async def rollback(self, model: str, *, who: str = OPERATOR) -> dict[str, object]:
         """Return to the version before; return the rollout's state."""
         ...
 
@@ -88,13 +92,21 @@ class Fleet(Protocol):
         ...
 
 
+class Versions(Protocol):
+    """What a replica reads of the registry."""
+
+    def versions(self, model: str) -> list[VersionInfo]:
+        """Return all versions of ``model``, oldest first; blocks. Raises UnknownModelError or RegistryError."""
+        ...
+
+
 class _RegistryReads:
     """Reads of the registry on threads of their own: one that hangs must not take those that decode requests.
 
     Its methods belong to one event loop's thread.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Versions) -> None:
         self._registry = registry
         self._threads = ThreadPoolExecutor(REGISTRY_THREADS, thread_name_prefix="registry")
         self._reads: list[Future[list[VersionInfo]]] = []
@@ -152,10 +164,12 @@ class Replica:
         idle: Mapping[str, IdleClock],
         *,
         fleet: Fleet,
-        registry: Registry,
+        registry: Versions,
         exposition: Callable[[], Awaitable[bytes]],
         refresh: Callable[[], None],
         idle_check_s: float,
+        workload: Callable[[], dict[str, float]] = dict,
+        upkeep: Mapping[str, Callable[[], Coroutine[Any, Any, None]]] = NOTHING,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Start nothing yet.
@@ -163,6 +177,8 @@ class Replica:
         engines, members, idle: by model name, the same names in each. exposition: reads this node's metrics.
         refresh: reports counters and gauges; called every REFRESH_S.
         idle_check_s: after so many seconds without an answer an engine proves on a golden image that it sees.
+        workload: reads what autoscaling is told of this replica.
+        upkeep: name -> further work that goes on as long as the replica; one that ends makes it unhealthy.
         """
         self._engines = engines
         self._members = members
@@ -172,6 +188,8 @@ class Replica:
         self._exposition = exposition
         self._refresh = refresh
         self._idle_check_s = idle_check_s
+        self._workload = workload
+        self._upkeep = upkeep
         self._sleep = sleep
         self._tasks = Supervisor()
         self._blind: dict[str, str] = {}
@@ -197,6 +215,8 @@ class Replica:
         for model in self._members:
             self._tasks.start(f"the idle check of {model}", self._prove_sight(model))
         self._tasks.start("the reports of metrics", self._keep_reporting())
+        for name, work in self._upkeep.items():
+            self._tasks.start(name, work())
         self._started = True
 
     async def stop(self) -> None:
@@ -243,14 +263,14 @@ class Replica:
         return await self._fleet.status(model)
 
     async def promote(
-        self, model: str, version: str, *, reason: str = "promote", order: Order = PLAIN
+        self, model: str, version: str, *, reason: str = "promote", order: Order = PLAIN, who: str = OPERATOR
     ) -> dict[str, object]:
         """Make ``version`` the desired one; return the rollout's state."""
-        return await self._fleet.promote(model, version, reason=reason, order=order)
+        return await self._fleet.promote(model, version, reason=reason, order=order, who=who)
 
-    async def rollback(self, model: str) -> dict[str, object]:
+    async def rollback(self, model: str, *, who: str = OPERATOR) -> dict[str, object]:
         """Return to the version before; return the rollout's state."""
-        return await self._fleet.rollback(model)
+        return await self._fleet.rollback(model, who=who)
 
     async def hint(self, model: str, delivery: Delivery) -> bool:
         """Say that the alias may have moved; False where the delivery is known. Raises UnavailableError."""
@@ -267,6 +287,10 @@ class Replica:
     async def metrics(self) -> bytes:
         """Return the metrics of this node in Prometheus' text format. Raises UnavailableError."""
         return await self._exposition()
+
+    def workload(self) -> dict[str, float]:
+        """Return what autoscaling is told of this replica, by signal."""
+        return self._workload()
 
     async def _keep_reporting(self) -> None:
         while True:

@@ -18,7 +18,7 @@ from models.errors import UnavailableError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from serve.telemetry import Metric
+    from serve.instruments import Metric
 
 FETCH_DEADLINE_S: Final = 5.0
 
@@ -34,14 +34,17 @@ class _Counter:
         self._untold: dict[_Series, float] = {}
 
     def inc(self, labels: Mapping[str, str], amount: float = 1.0) -> None:
-        if amount > 0.0:  # Ray refuses to add nothing
-            series = tuple(labels.items())
-            self._untold[series] = self._untold.get(series, 0.0) + amount
+        series = tuple(labels.items())
+        self._untold[series] = self._untold.get(series, 0.0) + amount
 
     def refresh(self) -> None:
         untold, self._untold = self._untold, {}
         for series, amount in untold.items():
-            self._counter.inc(amount, tags=dict(series))
+            if amount > 0.0:
+                self._counter.inc(amount, tags=dict(series))
+            else:
+                # Ray's ``inc`` refuses 0, but a series that begins with 1 hides its first event from ``increase``.
+                self._counter._record(0.0, tags=dict(series))  # noqa: SLF001
 
 
 class _Gauge:
@@ -68,7 +71,7 @@ class _Histogram:
 
 
 class RaySink:
-    """Fulfils ``serve.telemetry.MetricsSink`` on Ray's metrics; every series carries the replica's id."""
+    """Fulfils ``serve.instruments.MetricsSink`` on Ray's metrics; every series carries the replica's id."""
 
     def __init__(self, replica: str) -> None:
         """Label every series with ``replica``."""

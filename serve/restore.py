@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
 
-from serve.backup import ARTIFACTS, BACKUP_FORMAT, DATABASE, HEAD, MANIFEST, BackupError, Summary
+from serve.backup import ARTIFACTS, BACKUP_FORMAT, CACHED, DATABASE, HEAD, MANIFEST, BackupError, Summary
 from serve.home import FORMAT, FORMAT_FILE, bring_up_to_date
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MAX_DOCUMENT: Final = 64 * 1024 * 1024
 """Largest ``backup.json`` or ``manifest.json`` (bytes)."""
-PLACES: Final = (ARTIFACTS, "committed", "audit", "cache/releases")
+PLACES: Final = (ARTIFACTS, "committed", "audit", *(f"cache/{kind}" for kind in CACHED))
 """Folders in which a backup may put files."""
 LOCATIONS: Final = (
     ("experiments", "artifact_location"),

@@ -32,14 +32,18 @@ from serve.faults import REPLICA_POINTS, FaultPoints, check_action
 from serve.garbage import spare_what_stays
 from serve.in_use import digests_of
 from serve.ledger import RayLedger
+from serve.quota_desk import QuotaDesk
 from serve.reconciler import Parts, Reconciler
 from serve.replica_metrics import RaySink
 from serve.rollout_metrics import RolloutMetrics
+from serve.trust import rule_of
 from serve.webhook import Deliveries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from models.quota.messages import Grant
+    from models.quota.messages import Report as QuotaReport
     from models.rollout.messages import Admission, Failure, Join, PollReply, Refused, Report
     from models.rollout.order import Order
     from serve.settings import Settings
@@ -77,6 +81,7 @@ class RolloutActor:
         self._depot = Depot(
             registry,
             self._cache,
+            rule=rule_of(settings),
             share=ray.put,
             in_thread=thread,
             in_registry_thread=registry_thread,
@@ -111,6 +116,7 @@ class RolloutActor:
         # The cache does not know of which model a release is: each model's share counts.
         self._rule = Rule(settings.keep_versions * len(settings.models), settings.keep_days)
         self._deliveries = Deliveries()
+        self._quota = QuotaDesk(names=parts.names, in_thread=thread, replicas=self._replicas)
         self._spared = False
         self._begun = asyncio.Event()
         self._birth = asyncio.get_running_loop().create_task(self._begin())
@@ -140,6 +146,8 @@ class RolloutActor:
     async def _keep_reporting(self) -> None:
         while True:
             try:
+                for each in self._models.values():
+                    each.observe()
                 self._metrics.refresh()
                 self._sink.refresh()
             except Exception:  # noqa: BLE001 - metrics that ended in silence would look like a rollout that did
@@ -178,6 +186,14 @@ class RolloutActor:
         """Return the object reference of a release's files, in a list so that Ray hands it on unopened."""
         return [await (await self._model(model)).files(version, digest)]
 
+    async def signature(self, model: str, version: str, digest: str) -> str:
+        """Return the signature under which the version was let in, "" for none."""
+        return await (await self._model(model)).signature(version, digest)
+
+    async def quota(self, report: QuotaReport) -> Grant:
+        """Take what a replica reports of its limited keys; return what it may let in. Needs no ledger."""
+        return self._quota.take(report)
+
     async def promote(
         self, model: str, version: str, reason: str = "promote", who: str = "operator", order: Order = PLAIN
     ) -> dict[str, Any]:
@@ -215,6 +231,9 @@ class RolloutActor:
         check_action(action)
         for model in self._models.values():
             model.arm(name, action, replica or None)
+
+    def _replicas(self) -> int:
+        return max(model.replicas for model in self._models.values())
 
     def _known(self, model: str) -> Reconciler:
         found = self._models.get(model)
@@ -287,6 +306,8 @@ def fingerprint(settings: Settings) -> str:
         "probation_s": settings.probation_s,
         "keep_versions": settings.keep_versions,
         "keep_days": settings.keep_days,
+        "keys": str(settings.keys_folder),
+        "require_signed": settings.require_signed,
     }
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 

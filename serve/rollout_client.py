@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from models.quota.messages import Grant
+    from models.quota.messages import Report as QuotaReport
     from models.rollout.messages import Admission, Failure, Join, PollReply, Refused, Report
     from models.rollout.order import Order
     from serve.webhook import Delivery
@@ -73,6 +75,16 @@ class RolloutClient:
         files: Mapping[str, NDArray[np.uint8]] = await _within(reference, FILES_DEADLINE_S)
         return files
 
+    async def signature(self, model: str, version: str, digest: str) -> str:
+        """See ActorPort."""
+        found: str = await self._ask("signature", model, version, digest, deadline_s=FILES_DEADLINE_S)
+        return found
+
+    async def quota(self, report: QuotaReport) -> Grant:
+        """Report what this replica has and wants of its limited keys; return what it may let in."""
+        grant: Grant = await self._ask("quota", report)
+        return grant
+
     async def status(self, model: str) -> dict[str, object]:
         """Return the rollout of ``model`` as ``GET /v1/models/{m}/rollout`` shows it. Raises UnknownModelError."""
         found: dict[str, object] = await self._ask("status", model)
@@ -90,7 +102,7 @@ class RolloutClient:
         )
         return found
 
-    async def rollback(self, model: str, who: str = "operator") -> dict[str, object]:
+    async def rollback(self, model: str, *, who: str = "operator") -> dict[str, object]:
         """Bring back what served before; return the status. Raises ReleaseRejectedError with step ``rollback``."""
         found: dict[str, object] = await self._ask("rollback", model, who, deadline_s=PEOPLE_DEADLINE_S)
         return found

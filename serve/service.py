@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from models.rollout.order import PLAIN
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from models.types import Answer, DetectOptions, Release, RequestContext
     from models.weights.registry import VersionInfo
     from serve.webhook import Delivery
+
+
+OPERATOR: Final = "operator"
+"""Who asks in the audit's words, where no key says."""
 
 
 class Detector(Protocol):
@@ -54,16 +58,16 @@ class Service(Protocol):
         ...
 
     async def promote(
-        self, model: str, version: str, *, reason: str = "promote", order: Order = PLAIN
+        self, model: str, version: str, *, reason: str = "promote", order: Order = PLAIN, who: str = OPERATOR
     ) -> dict[str, object]:
-        """Make ``version`` the desired one under ``order``; return the rollout's state. reason: kept for people.
+        """Make ``version`` the desired one under ``order``; return the rollout's state. reason, who: for the audit.
 
         Raises UnknownVersionError, ReleaseRejectedError (step ``promote``), RegistryError or UnavailableError.
         """
         ...
 
-    async def rollback(self, model: str) -> dict[str, object]:
-        """Return to the version served before; return the rollout's state.
+    async def rollback(self, model: str, *, who: str = OPERATOR) -> dict[str, object]:
+        """Return to the version served before; return the rollout's state. who: for the audit.
 
         Raises ReleaseRejectedError where there is none, RegistryError or UnavailableError.
         """

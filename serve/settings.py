@@ -6,6 +6,7 @@ import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -27,7 +28,7 @@ class Settings(BaseSettings):
     """Folder of all state: registry, artifact store, release cache, logs."""
 
     host: str = "127.0.0.1"
-    """Address the service listens on. Other than loopback needs an admin key."""
+    """Address the service listens on. Other than loopback needs API keys, or anonymous_predict and an admin key."""
 
     port: int = Field(default=8000, ge=1, le=65535)
     """TCP port of the HTTP API."""
@@ -47,6 +48,12 @@ class Settings(BaseSettings):
     max_replicas: int | None = Field(default=None, ge=1, le=1024)
     """Most replicas under autoscaling; give it together with min_replicas."""
 
+    latency_objective_s: float = Field(default=0.5, gt=0.0, le=60.0)
+    """Time within which 99 of 100 images should be answered (seconds): autoscaling orders replicas for it."""
+
+    scale_down_after_s: float = Field(default=120.0, ge=1.0, le=86_400.0)
+    """Time for which fewer replicas must have been enough before autoscaling takes any away (seconds)."""
+
     gpus: float = Field(default=0.0, ge=0.0, le=16.0)
     """GPUs a replica reserves; a fraction shares one. 0 serves on the CPU."""
 
@@ -55,6 +62,9 @@ class Settings(BaseSettings):
 
     backend: Literal["auto", "openvino", "onnxruntime", "torch", "fake"] = "auto"
     """Runtime of the detector; ``auto`` takes OpenVINO on x86 CPUs and ONNX Runtime elsewhere and on GPUs."""
+
+    fake_service_s: float = Field(default=0.0, ge=0.0, le=60.0)
+    """Time that the fake backend takes for a call (seconds), for measurements of what is around the detector."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the runtime; ``auto`` takes bf16 where the CPU has it, and fp16 on GPUs under TensorRT or torch."""
@@ -86,6 +96,9 @@ class Settings(BaseSettings):
     memory_budget_mb: int = Field(default=1500, ge=256)
     """Memory (MiB) of a replica, by estimate: past it a release is refused, and shapes give way to one another."""
 
+    decode_budget_mb: int = Field(default=256, ge=16)
+    """Memory (MiB) for the images that a replica decodes at once; a single one may take 280 even where this is less."""
+
     poll_interval_s: float = Field(default=5.0, ge=0.1, le=3600.0)
     """Mean time between two reads of the production alias (seconds, jittered by a fifth)."""
 
@@ -114,13 +127,25 @@ class Settings(BaseSettings):
     """Time after a commit in which a breach brings the version before back by itself (seconds); 0 for none."""
 
     admin_key: SecretStr | None = None
-    """Key that admin routes demand in ``Authorization: Bearer``; may be unset only on loopback."""
+    """Key with the scope ``admin``, beside those of the access file."""
+
+    access_file: Path | None = None
+    """File of the API keys, such as a mounted Secret; unset means ``access.json`` in the home folder."""
+
+    anonymous_predict: bool = False
+    """Lets everybody who reaches the service detect; promoting and metrics need keys beyond loopback still."""
 
     webhook_secret: SecretStr | None = Field(default=None, min_length=1)
     """Secret of MLflow's webhooks, which ``POST /v1/hooks/mlflow`` checks; unset, there is no such route."""
 
     allow_fault_injection: bool = False
     """Lets tests arm the named fault points of the rollout; refused when not bound to loopback."""
+
+    keys: Path | None = None
+    """Folder of the keys that versions may be signed with; unset means ``keys`` in the home folder."""
+
+    require_signed: bool = False
+    """Refuse versions that no trusted key has signed."""
 
     keep_versions: int = Field(default=10, ge=1, le=100_000)
     """Newest versions of a model that pruning keeps, in the registry and in the cache, beside those in use."""
@@ -133,6 +158,35 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines that are written."""
+
+    access_log: Literal["errors", "sampled", "all"] = "errors"
+    """Requests that get a log line: 5xx and slow ones; also one of a hundred and those that are traced; or all."""
+
+    trace_endpoint: str | None = None
+    """URL of an OpenTelemetry collector (OTLP/HTTP, ``/v1/traces`` unless it names a path); unset traces nothing."""
+
+    trace_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the requests that is traced (0 to 1), beside those whose caller's ``traceparent`` asks for it."""
+
+    @field_validator("keys")
+    @classmethod
+    def _make_absolute(cls, value: Path | None) -> Path | None:
+        # Or every process would find another folder below its own working folder.
+        return None if value is None else value.expanduser().absolute()
+
+    @field_validator("trace_endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        url = urlsplit(value)
+        if url.scheme not in {"http", "https"} or not url.hostname or url.port == 0:
+            msg = "this is no URL of a collector: write it as http://collector:4318"
+            raise ValueError(msg)
+        if url.username is not None or url.password is not None or url.query or url.fragment:
+            msg = "a collector's URL holds no secret and no query: send its token by OTEL_EXPORTER_OTLP_HEADERS"
+            raise ValueError(msg)
+        return value if url.path.strip("/") else f"{value.rstrip('/')}/v1/traces"
 
     @field_validator("models", mode="before")
     @classmethod
@@ -155,19 +209,24 @@ class Settings(BaseSettings):
         if self.min_replicas is not None and self.max_replicas is not None and self.min_replicas > self.max_replicas:
             msg = f"min_replicas={self.min_replicas} exceeds max_replicas={self.max_replicas}: swap them"
             raise ValueError(msg)
+        if self.latency_objective_s >= self.request_timeout_s:
+            msg = (
+                f"latency_objective_s={self.latency_objective_s:g} is not below request_timeout_s="
+                f"{self.request_timeout_s:g}: no request lasts so long; lower it"
+            )
+            raise ValueError(msg)
         if self.strict_isolation_s is not None and self.strict_isolation_s >= self.prepare_timeout_s:
             msg = (
                 f"strict_isolation_s={self.strict_isolation_s:g} is not below prepare_timeout_s="
                 f"{self.prepare_timeout_s:g}: no promotion would outlast the wait for a dead replica; lower it"
             )
             raise ValueError(msg)
-        if not is_loopback(self.host):
-            if self.admin_key is None:
-                msg = f"host={self.host} is not loopback: set STEELYARD_ADMIN_KEY first, or bind 127.0.0.1"
-                raise ValueError(msg)
-            if self.allow_fault_injection:
-                msg = "allow_fault_injection is for tests on loopback only: unset it"
-                raise ValueError(msg)
+        if self.trace_ratio > 0.0 and self.trace_endpoint is None:
+            msg = f"trace_ratio={self.trace_ratio:g} has no collector to send to: set trace_endpoint, or leave it out"
+            raise ValueError(msg)
+        if not is_loopback(self.host) and self.allow_fault_injection:
+            msg = "allow_fault_injection is for tests on loopback only: unset it"
+            raise ValueError(msg)
         return self
 
     @property
@@ -176,9 +235,19 @@ class Settings(BaseSettings):
         return self.home.expanduser().absolute()
 
     @property
+    def access_path(self) -> Path:
+        """Return the absolute path of the access file."""
+        return self.root / "access.json" if self.access_file is None else self.access_file.expanduser().absolute()
+
+    @property
     def tracking_uri(self) -> str:
         """Return the MLflow URI in force: the given one, else SQLite inside the home folder."""
         return self.registry_uri or f"sqlite:///{self.root / 'registry' / 'mlflow.db'}"
+
+    @property
+    def keys_folder(self) -> Path:
+        """Return the folder of trusted keys, outside the registry."""
+        return self.keys or self.root / "keys"
 
     @property
     def cache(self) -> Path:
@@ -221,7 +290,9 @@ def to_environment(settings: Settings) -> dict[str, str]:
             continue
         text = value.get_secret_value() if isinstance(value, SecretStr) else value
         text = ",".join(text) if isinstance(text, tuple) else text
-        environment[f"STEELYARD_{name.upper()}"] = str(settings.root) if name == "home" else str(text)
+        # A child may have another working folder.
+        places = {"home": settings.root, "access_file": settings.access_path}
+        environment[f"STEELYARD_{name.upper()}"] = str(places.get(name, text))
     return environment
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from models.weights.cache import CommittedStore, ReleaseCache
     from models.weights.registry import Registry
+    from models.weights.signing import SigningKey
 
 DEMO_VERSIONS: Final = (1, 2)
 """Demo weights in the order in which they are registered; the last is the better one."""
@@ -52,6 +53,7 @@ def stock(
     cache: ReleaseCache,
     say: Callable[[str], None],
     progress: Callable[[str, float], None],
+    key: SigningKey | None = None,
 ) -> None:
     """Register and promote what is missing; blocks, for minutes where weights must be converted.
 
@@ -60,19 +62,20 @@ def stock(
     committed, cache: what this machine served last; enough for a model without a source, without asking the registry,
     where every byte of it is sound.
     say: called with one line for people. progress: called with a stage's name and the fraction done, 0 to 1.
+    key: signs what is registered, None leaves it unsigned.
 
     Raises ConversionError, ReleaseRejectedError, UnknownModelError or RegistryError, each in a sentence or two. Where
     the registry is unreachable and the copy here is damaged, the damage is named.
     """
     for model, source in sources.items():
         if source is not None:
-            _stock_file(registry, model, source, say, progress)
+            _stock_file(registry, model, source, say=say, progress=progress, key=key)
             continue
         # The rollout reads the registry anyway; asking here as well would take seconds, and it may be down.
         if _served_here(model, committed, cache, registry):
             continue
         if model == demo.MODEL_NAME:
-            _stock_demo(registry, say, progress)
+            _stock_demo(registry, say, progress, key)
         else:
             msg = (
                 f"the registry holds no production version of {model}: register one with "
@@ -101,7 +104,9 @@ def _served_here(model: str, committed: CommittedStore, cache: ReleaseCache, reg
             if cache.open(model, last.version, last.digest) is not None:
                 return True
         except ReleaseRejectedError:
-            return True  # the rollout refuses it by name and goes on with what is promoted
+            return (
+                True  # the rollout refuses it by name, as one whose signature fails, and goes on with what is promoted
+            )
         except ReleaseFaultError as error:
             damage = error
     try:
@@ -113,10 +118,16 @@ def _served_here(model: str, committed: CommittedStore, cache: ReleaseCache, reg
 
 
 def _stock_file(
-    registry: Registry, model: str, source: str, say: Callable[[str], None], progress: Callable[[str, float], None]
+    registry: Registry,
+    model: str,
+    source: str,
+    *,
+    say: Callable[[str], None],
+    progress: Callable[[str, float], None],
+    key: SigningKey | None,
 ) -> None:
     say(f"registering {source} as {model}")
-    done = register(registry, source, model=model, progress=progress)
+    done = register(registry, source, model=model, progress=progress, key=key)
     version = done.info.version
     say(f"{model} version {version} " + ("registered" if done.created else "is that file already"))
     desired = registry.desired(model)
@@ -124,7 +135,9 @@ def _stock_file(
         promote(registry, model, version)
 
 
-def _stock_demo(registry: Registry, say: Callable[[str], None], progress: Callable[[str, float], None]) -> None:
+def _stock_demo(
+    registry: Registry, say: Callable[[str], None], progress: Callable[[str, float], None], key: SigningKey | None
+) -> None:
     try:
         measurements = [demo.metrics(number) for number in DEMO_VERSIONS]
     except FileNotFoundError:
@@ -146,5 +159,6 @@ def _stock_demo(registry: Registry, say: Callable[[str], None], progress: Callab
             progress=lambda stage, fraction, number=number: progress(  # type: ignore[misc]
                 f"{demo.MODEL_NAME} {number}: {stage}", fraction
             ),
+            key=key,
         )
     promote(registry, demo.MODEL_NAME, done.info.version)

@@ -6,36 +6,35 @@ Metrics go to a ``MetricsSink``, so that this module knows neither Ray nor Prome
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
+
+from serve.instruments import Metric
+from serve.sight_metrics import SightMetrics, SightObserver
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from models.engine.backends.backend import Shape
     from models.types import Answer, ReleaseId
+    from serve.instruments import MetricsSink
 
 _log = logging.getLogger(__name__)
 
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Buckets of durations in seconds: dense where one image on a CPU or GPU lies."""
 LONG_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0)
+MOST_VERSIONS: Final = 16
+OTHER: Final = "other"
+OUTCOMES: Final = (
+    "ok", "cancelled", "overloaded", "deadline_exceeded", "unavailable", "backend_failed", "invalid_image",
+    "unsupported_image", "image_too_large", "invalid_option",
+)  # fmt: skip
+"""How an image may end in an engine; shown as 0 from the start."""
 BATCH_SIZES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric: Prometheus name, what it means, label names, and buckets where it is a histogram."""
-
-    name: str
-    meaning: str
-    labels: tuple[str, ...]
-    buckets: tuple[float, ...] = ()
 
 
 REQUESTS: Final = Metric("steelyard_http_requests_total", "HTTP requests answered.", ("route", "method", "status"))
 REQUEST_SECONDS: Final = Metric("steelyard_http_request_seconds", "Time to answer.", ("route",), SECONDS)
+IN_FLIGHT: Final = Metric("steelyard_http_requests_in_flight", "HTTP requests that are being answered.", ())
 IMAGES: Final = Metric("steelyard_images_total", "Images by outcome: ok, or an error's code.", ("model", "outcome"))
 ANSWERS: Final = Metric("steelyard_answers_total", "Images answered, by version.", ("model", "version"))
 BOXES: Final = Metric(
@@ -43,13 +42,20 @@ BOXES: Final = Metric(
 )
 SAMPLED: Final = 4
 """Of so many images or batches one counts in the histograms of stages and batches: Ray takes 0.1 ms an observation."""
+STAGES: Final = ("decode", "queue", "infer", "post")
 STAGE_SECONDS: Final = Metric(
-    "steelyard_stage_seconds", "Time in a stage, of every fourth image.", ("model", "stage"), SECONDS
+    "steelyard_stage_seconds", "Time in a stage, of every fourth image.", ("model", "version", "stage"), SECONDS
 )
 BATCH_IMAGES: Final = Metric("steelyard_batch_images", "Images in every fourth batch.", ("model",), BATCH_SIZES)
 BATCH_SECONDS: Final = Metric("steelyard_batch_seconds", "Time of every fourth runtime call.", ("model",), SECONDS)
-BATCH_FAILURES: Final = Metric("steelyard_batch_failures_total", "Batches that failed as a whole.", ("model",))
-QUEUED: Final = Metric("steelyard_queued_images", "Images waiting after the latest batch left.", ("model",))
+BATCH_FAILURES: Final = Metric(
+    "steelyard_batch_failures_total", "Batches that failed as a whole.", ("model", "version")
+)
+LANE_SECONDS: Final = Metric("steelyard_lane_seconds_total", "Time that batches took on lanes.", ("model",))
+LANES: Final = Metric("steelyard_lanes", "Batches that may run at once.", ("model",))
+QUEUED: Final = Metric("steelyard_queued_images", "Images waiting, those being decoded included.", ("model",))
+RUNNING: Final = Metric("steelyard_batches_running", "Batches that run.", ("model",))
+LEASES: Final = Metric("steelyard_leases", "Holds on loaded releases; none while nothing runs.", ("model",))
 PREPARE_SECONDS: Final = Metric(
     "steelyard_prepare_seconds", "Time to load, warm and test a release.", ("model",), LONG_SECONDS
 )
@@ -63,44 +69,21 @@ FREED: Final = Metric("steelyard_releases_freed_total", "Retired releases whose 
 COMPILED: Final = Metric("steelyard_shapes_compiled_total", "Shapes compiled in the background.", ("model", "outcome"))
 
 
-class Counter(Protocol):
-    """A number that only grows."""
+class VersionNames:
+    """The label ``version``: the first MOST_VERSIONS of a process have their own, so that series stay bounded."""
 
-    def inc(self, labels: Mapping[str, str], amount: float = 1.0) -> None:
-        """Add ``amount`` >= 0 under ``labels``."""
-        ...
+    def __init__(self) -> None:
+        """Know no version yet."""
+        self._known: set[str] = set()
 
-
-class Gauge(Protocol):
-    """A number that goes up and down."""
-
-    def set(self, labels: Mapping[str, str], value: float) -> None:
-        """Set the value under ``labels``."""
-        ...
-
-
-class Histogram(Protocol):
-    """A distribution over the metric's buckets."""
-
-    def observe(self, labels: Mapping[str, str], value: float) -> None:
-        """Count ``value`` under ``labels``."""
-        ...
-
-
-class MetricsSink(Protocol):
-    """Makes the instruments. Each is asked for once a process and kept by whoever asked."""
-
-    def counter(self, metric: Metric) -> Counter:
-        """Return the counter of ``metric``."""
-        ...
-
-    def gauge(self, metric: Metric) -> Gauge:
-        """Return the gauge of ``metric``."""
-        ...
-
-    def histogram(self, metric: Metric) -> Histogram:
-        """Return the histogram of ``metric``; its buckets are given."""
-        ...
+    def of(self, version: str) -> str:
+        """Return the label of ``version``."""
+        if version in self._known:
+            return version
+        if len(self._known) >= MOST_VERSIONS:
+            return OTHER
+        self._known.add(version)
+        return version
 
 
 class HttpMetrics:
@@ -110,9 +93,18 @@ class HttpMetrics:
         """Make the instruments in ``sink``."""
         self._requests = sink.counter(REQUESTS)
         self._seconds = sink.histogram(REQUEST_SECONDS)
+        self._in_flight = sink.gauge(IN_FLIGHT)
+        self._now = 0
+
+    def entered(self) -> None:
+        """Note one request that is being answered from now on."""
+        self._now += 1
+        self._in_flight.set({}, float(self._now))
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count one request; ``route`` is the path's template, never the path a client made up."""
+        """Count one request that ended; ``route`` is the path's template, never the path a client made up."""
+        self._now -= 1
+        self._in_flight.set({}, float(self._now))
         known = method if method in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH") else "OTHER"
         self._requests.inc({"route": route, "method": known, "status": str(status)})
         self._seconds.observe({"route": route}, seconds)
@@ -130,7 +122,11 @@ class EngineMetrics:
         self.batch_images = sink.histogram(BATCH_IMAGES)
         self.batch_seconds = sink.histogram(BATCH_SECONDS)
         self.batch_failures = sink.counter(BATCH_FAILURES)
+        self.lane_seconds = sink.counter(LANE_SECONDS)
+        self.lanes = sink.gauge(LANES)
         self.queued = sink.gauge(QUEUED)
+        self.running = sink.gauge(RUNNING)
+        self.leases = sink.gauge(LEASES)
         self.prepare = sink.histogram(PREPARE_SECONDS)
         self.flips = sink.counter(FLIPS)
         self.generation = sink.gauge(GENERATION)
@@ -138,6 +134,7 @@ class EngineMetrics:
         self.hold = sink.histogram(HOLD_SECONDS)
         self.freed = sink.counter(FREED)
         self.compiled = sink.counter(COMPILED)
+        self.sight = SightMetrics(sink)
 
     def of(self, model: str) -> EngineObserver:
         """Return the Observer for the engine of ``model``."""
@@ -148,17 +145,24 @@ class EngineObserver:
     """Fulfils ``models.engine.observe.Observer`` for one model."""
 
     def __init__(self, metrics: EngineMetrics, model: str) -> None:
-        """Count into ``metrics`` under ``model``."""
+        """Count into ``metrics`` under ``model``; what has not happened yet is shown as 0."""
         self._metrics = metrics
         self._model = {"model": model}
         self._ok = {"model": model, "outcome": "ok"}
-        self._stages = [{"model": model, "stage": stage} for stage in ("decode", "queue", "infer", "post")]
+        self._versions = VersionNames()
+        self._sight = SightObserver(metrics.sight, model)
         self._serving: dict[str, str] | None = None
+        for outcome in OUTCOMES:
+            metrics.images.inc({**self._model, "outcome": outcome}, 0.0)
+        for outcome in ("ok", "failed"):
+            metrics.compiled.inc({**self._model, "outcome": outcome}, 0.0)
+        for counter in (metrics.flips, metrics.freed, metrics.lane_seconds):
+            counter.inc(self._model, 0.0)
         self._answers, self._started, self._finished = count(), count(), count()
 
     def answered(self, answer: Answer) -> None:
         """Count one answered image, its boxes and its stages."""
-        labels = {**self._model, "version": answer.release.version}
+        labels = {**self._model, "version": self._name(answer.release)}
         self._metrics.images.inc(self._ok)
         self._metrics.answers.inc(labels)
         self._metrics.boxes.inc(labels, float(len(answer.detections)))
@@ -166,8 +170,12 @@ class EngineObserver:
             return
         timings = answer.timings
         stages = (timings.decode_ms, timings.queue_ms, timings.infer_ms, timings.post_ms)
-        for stage, milliseconds in zip(self._stages, stages, strict=True):
-            self._metrics.stage.observe(stage, milliseconds / 1e3)
+        for stage, milliseconds in zip(STAGES, stages, strict=True):
+            self._metrics.stage.observe({**labels, "stage": stage}, milliseconds / 1e3)
+
+    def looked(self, answer: Answer) -> None:
+        """Note what the version saw; it is counted in ``sampled``."""
+        self._sight.looked(self._name(answer.release), answer.detections)
 
     def refused(self, code: str) -> None:
         """Count one image that was not answered."""
@@ -179,10 +187,19 @@ class EngineObserver:
             self._metrics.batch_images.observe(self._model, float(size))
         self._metrics.queued.set(self._model, float(queued))
 
+    def sampled(self, queued: int, running: int, leases: int, lanes: int) -> None:
+        """Note what waits, runs and is held now: the queue may also empty without a batch, when clients leave."""
+        self._sight.tell()
+        self._metrics.queued.set(self._model, float(queued))
+        self._metrics.lanes.set(self._model, float(lanes))
+        self._metrics.running.set(self._model, float(running))
+        self._metrics.leases.set(self._model, float(leases))
+
     def batch_finished(self, release: ReleaseId, size: int, seconds: float, error: BaseException | None) -> None:  # noqa: ARG002
         """Count one batch's time, or its failure."""
+        self._metrics.lane_seconds.inc(self._model, seconds)
         if error is not None:
-            self._metrics.batch_failures.inc(self._model)
+            self._metrics.batch_failures.inc({**self._model, "version": self._name(release)})
         elif next(self._finished) % SAMPLED == 0:
             self._metrics.batch_seconds.observe(self._model, seconds)
 
@@ -195,6 +212,10 @@ class EngineObserver:
         """Count one flip and name the version that serves."""
         if self._serving is not None:
             self._metrics.serving.set(self._serving, 0.0)
+        by_version = {**self._model, "version": self._name(release)}
+        for counter in (self._metrics.answers, self._metrics.boxes, self._metrics.batch_failures):
+            counter.inc(by_version, 0.0)
+        self._sight.begin(by_version["version"])
         self._serving = {**self._model, "version": release.version, "digest": release.digest}
         self._metrics.serving.set(self._serving, 1.0)
         self._metrics.generation.set(self._model, float(generation))
@@ -213,3 +234,6 @@ class EngineObserver:
     def compiled(self, release: ReleaseId, shape: Shape, error: BaseException | None) -> None:  # noqa: ARG002
         """Count one compiled shape, or its failure."""
         self._metrics.compiled.inc({**self._model, "outcome": "ok" if error is None else "failed"})
+
+    def _name(self, release: ReleaseId) -> str:
+        return self._versions.of(release.version)

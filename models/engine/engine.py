@@ -19,13 +19,15 @@ import cv2
 from models.engine.admission import Door
 from models.engine.batch import Batcher, late
 from models.engine.canary import check_canary
-from models.engine.decode import MIB, DecodeLimits
+from models.engine.decode import MAX_MEMORY, MIB, DecodeLimits
+from models.engine.decode_budget import DecodeBudget
 from models.engine.detect import Detecting, Encoded, geometry_of
 from models.engine.forms import Form, FormCache
 from models.engine.observe import NullObserver
 from models.engine.pace import Pace
 from models.engine.prepare import Preparer
 from models.engine.residents import Residents
+from models.engine.throughput import Throughput
 from models.engine.trial import Trial
 from models.engine.watch import Watch
 from models.errors import (
@@ -35,7 +37,7 @@ from models.errors import (
     SteelyardError,
     UnavailableError,
 )
-from models.types import Answer, DetectOptions, Timings
+from models.types import Answer, Course, DetectOptions, Span, Timings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -75,7 +77,8 @@ class EngineSettings:
 
     lanes, max_batch: the plan; None lets the first preparation measure. max_queue: images that may wait, decoding
     included. threads: CPU threads for decoding. max_bytes, max_pixels, max_side: limits on one image.
-    memory_budget_mb: MiB for loaded networks and their warm shapes together.
+    memory_budget_mb: MiB for loaded networks and their warm shapes together. decode_budget_mb: MiB that images may take
+    while they are decoded, all together; one that is larger goes alone, up to this or ``decode.MAX_MEMORY``.
     """
 
     lanes: int | None = None
@@ -86,6 +89,7 @@ class EngineSettings:
     max_pixels: int = 64_000_000
     max_side: int = 16_384
     memory_budget_mb: int = 1500
+    decode_budget_mb: int = 256
 
 
 class Engine:
@@ -98,6 +102,7 @@ class Engine:
         *,
         sight_test: SightTest | None = None,
         observer: Observer | None = None,
+        budget: DecodeBudget | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make an engine without a release; ``async with`` it.
@@ -107,6 +112,7 @@ class Engine:
             settings: None means the defaults.
             sight_test: what a release must pass before it may become the candidate; None lets every release pass.
             observer: told of every event.
+            budget: for decoding, shared with other engines of the process; None makes one of ``decode_budget_mb``.
             clock: seconds on ``time.monotonic``'s clock, which the deadlines of requests are on.
 
         """
@@ -115,8 +121,10 @@ class Engine:
         self._observer: Observer = observer or NullObserver()
         self._clock = clock
         limits = self._settings
-        within = DecodeLimits(limits.max_bytes, limits.max_pixels, limits.max_side)
-        self._detecting = Detecting(within, self._check_open, clock)
+        most = max(limits.decode_budget_mb * MIB, MAX_MEMORY)
+        within = DecodeLimits(limits.max_bytes, limits.max_pixels, limits.max_side, most)
+        budget = budget or DecodeBudget(limits.decode_budget_mb * MIB, clock)
+        self._detecting = Detecting(within, budget, self._check_open, clock)
         forms = FormCache(limits.memory_budget_mb * MIB)
         preparer = Preparer(backend, forms, sight_test, limits.lanes, limits.max_batch, clock)
         self._residents = Residents(preparer, self._observer, clock)
@@ -127,6 +135,7 @@ class Engine:
         self._decoding = 0
         self._held_at: float | None = None
         self._door = Door(limits.max_queue, clock)
+        self._throughput = Throughput(clock)
         # The door below counts decoding images too. The batcher's own limit lies higher, so that an image whose tensor
         # must be made anew after a flip never finds it shut.
         self._batcher: Batcher[Job | Encoded, Seen | None, Lease] = Batcher(
@@ -193,7 +202,7 @@ class Engine:
                 contract = (candidate or self._serving()).contract
                 if job is None or job.geometry != geometry_of(contract):
                     job = await self._decode(data, options, contract, deadline)
-                    spent_s += job.decode_s
+                    spent_s += job.decode.ended - job.decode.begun
                     if self._trial.route(client_id) is not candidate:
                         continue
                 image, group = job, _Group(digest, (job.geometry, job.tensor.shape[:2]))
@@ -208,7 +217,9 @@ class Engine:
             if seen is not None:
                 break
             # A flip to a release of other geometry came between, or a trial's step: another may have to answer.
-        decode_s = spent_s or seen.decode_s
+        decode, batch = seen.decode, seen.batch
+        wait = (arrived, decode.begun) if isinstance(image, Encoded) else (decode.ended, batch.begun)
+        decode_s = spent_s or decode.ended - decode.begun
         queue_s = self._clock() - arrived - decode_s - seen.infer_s - seen.post_s
         return Answer(
             detections=seen.detections,
@@ -219,6 +230,7 @@ class Engine:
             backend=self._backend.name,
             names=seen.release.contract.names,
             thresholds=seen.thresholds,
+            course=Course(decode, Span(*wait), seen.post, batch),
         )
 
     async def _submit(self, image: Job | Encoded, group: _Group, deadline: float) -> Seen | None:
@@ -238,6 +250,8 @@ class Engine:
         if resident is not None:
             seconds = (answer.timings.infer_ms + answer.timings.post_ms) / 1e3
             defaults = resident.release.thresholds
+            if options.classes is None and answer.thresholds == defaults:
+                self._observer.looked(answer)
             self._watch.answered(answer.generation, seconds, answer.detections, options, defaults)
             self._trial.answered(data, options, answer, seconds)
 
@@ -421,6 +435,32 @@ class Engine:
         return self._batcher.running
 
     @property
+    def lanes(self) -> int:
+        """Return how many batches the serving release may run at once, 0 without one."""
+        active = self._slots.active
+        return 0 if active is None else active.session.plan.workers
+
+    @property
+    def leases(self) -> int:
+        """Return how many leases of the resident releases are held; 0 at rest."""
+        return self._slots.leases
+
+    @property
+    def inside(self) -> int:
+        """Return how many images wait, are decoded or run."""
+        return self.queued + sum(1 for _ in self._batcher.running_jobs())
+
+    @property
+    def images_a_second(self) -> float:
+        """Return how many images a second can be answered, as the batches so far tell; 0 while too few have run."""
+        return self._throughput.images_a_second()
+
+    @property
+    def image_s(self) -> float:
+        """Return the average seconds that a batch takes, 0 before the first."""
+        return self._throughput.batch_s
+
+    @property
     def backend_name(self) -> str:
         """Return the runtime's name."""
         return self._backend.name
@@ -440,6 +480,8 @@ class Engine:
         self._observer.batch_finished(lease.release.ident, len(jobs), seconds, error)
         if error is None:
             self._door.finished(len(jobs), seconds)
+            beside, workers = self._batcher.running, lease.plan.workers
+            self._throughput.finished(len(jobs), seconds, alone=lane.alone, beside=beside, workers=workers)
             shape = _shape(jobs[0])
             if shape is not None:
                 # Every lane that runs this shape now would have needed a copy of its own.

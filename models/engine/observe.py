@@ -16,6 +16,10 @@ class Observer(Protocol):
         """One image was answered."""
         ...
 
+    def looked(self, answer: Answer) -> None:
+        """The image just answered was asked for with the release's own thresholds and all classes."""
+        ...
+
     def refused(self, code: str) -> None:
         """One image ended with the error of that ``code``; ``cancelled`` when its client went away."""
         ...
@@ -53,6 +57,9 @@ class NullObserver:
     """Counts nothing."""
 
     def answered(self, answer: Answer) -> None:
+        """Ignore it."""
+
+    def looked(self, answer: Answer) -> None:
         """Ignore it."""
 
     def refused(self, code: str) -> None:

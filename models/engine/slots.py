@@ -78,6 +78,11 @@ class Slots:
     candidate: Resident | None = None
     generation: int = 0
 
+    @property
+    def leases(self) -> int:
+        """Return how many leases of the resident releases are held."""
+        return sum(each.leases for each in (self.active, self.previous, self.candidate) if each is not None)
+
     def lease(self) -> Lease | None:
         """Pin the active release and return the lease; None when nothing is active."""
         return None if self.active is None else self._lease(self.active)

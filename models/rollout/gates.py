@@ -1,7 +1,7 @@
 """The gates between a fetched version and the fleet: pure verdicts with their numbers.
 
-contract: what clients rely on. quality: mean average precision on labelled data, against the serving version's.
-latency: the time of a golden image, against the serving version's. Sight itself is tested by ``weights.golden``.
+signature: who vouches for it. contract: what clients rely on. quality: mean average precision on labelled data, against
+the serving version's. latency: the time of a golden image, likewise. Sight itself is tested by ``weights.golden``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a gate says of a candidate. gate: ``contract``, ``quality`` or ``latency``.
+    """What a gate says of a candidate. gate: ``signature``, ``contract``, ``quality`` or ``latency``.
 
     reason: one sentence with the numbers. waived: it passes only because the promotion's order says so.
     measured: name -> number, what was compared.
@@ -41,6 +41,14 @@ class Verdict:
 def refusal(verdicts: Iterable[Verdict]) -> Failure | None:
     """Return the failure that the first refusing verdict means, or None where all pass; a new promote lifts it."""
     return next((Failure(each.gate, each.reason, permanent=True) for each in verdicts if not each.passed), None)
+
+
+def signature_gate(finding: str) -> Verdict:
+    """Tell that digests and signature let the candidate in: one that they do not is refused in the step ``verify``.
+
+    finding: what its signature was found to be worth, as half a sentence.
+    """
+    return Verdict("signature", passed=True, reason=f"all files are as registered; {finding}")
 
 
 def contract_gate(serving: Contract | None, candidate: Contract, order: Order) -> Verdict:

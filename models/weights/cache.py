@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from models.errors import RegistryError, ReleaseFaultError, ReleaseRejectedError
+from models.weights.durable import PARTIAL, sync_folder, write_new
+from models.weights.known_signatures import KnownSignatures
 from models.weights.manifest import is_model_name
 from models.weights.release import finding, open_release, read_folder
 from models.weights.retention import Item
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
-_PARTIAL = ".partial-"
 STALE_S: Final = 3600.0
 """Age after which a partial release is of a process that died while it wrote (seconds)."""
 
@@ -41,11 +42,13 @@ class ReleaseCache:
     """Releases on disk, each in a folder named by its digest; what ``get`` returns is unverified.
 
     Several processes may share one root: a release appears by one atomic rename, whole or not at all.
+    signatures: of the versions whose releases are here.
     """
 
     def __init__(self, root: Path) -> None:
         """Keep the root folder; nothing is created before the first ``put``."""
         self._root = root / "releases"
+        self.signatures = KnownSignatures(root)
 
     def put(self, digest: str, files: Mapping[str, NDArray[np.uint8]]) -> None:
         """Store the files of one release, readable by this user only; does nothing where the digest is already there.
@@ -57,18 +60,19 @@ class ReleaseCache:
             return
         with _as_fault("stored in the cache"):
             self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self._root))
+            partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self._root))
             try:
                 for name, array in files.items():
-                    _write_durably(_inside(partial, name), np.ascontiguousarray(array).data)
-                _sync_folder(partial)
+                    write_new(_inside(partial, name), np.ascontiguousarray(array).data)
+                for folder in {partial / Path(name).parent for name in files} | {partial}:
+                    sync_folder(folder)
                 try:
                     partial.rename(target)
                 except OSError:
                     # Another process was first: its release has the same digest, so it is as good as ours.
                     if not target.is_dir():
                         raise
-                _sync_folder(self._root)
+                sync_folder(self._root)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 
@@ -77,8 +81,14 @@ class ReleaseCache:
         folder = self._folder(digest)
         return read_folder(folder) if folder.is_dir() else None
 
+    def has(self, digest: str) -> bool:
+        """Return whether the release is here, sound or not."""
+        return self._folder(digest).is_dir()
+
     def open(self, model: str, version: str, digest: str) -> Release | None:
         """Return a stored release with every byte verified, or None where the cache lacks it.
+
+        Its signature is the caller's affair: that of the version, which one release may have several of.
 
         Raises ReleaseFaultError with step ``verify`` where the stored copy is damaged or cannot be read: it stays, so
         that every later start can name the damage, until ``replace``. Raises ReleaseRejectedError with step
@@ -110,7 +120,7 @@ class ReleaseCache:
         folder = self._folder(digest)
         if not folder.exists():
             return
-        grave = self._root / f"{_PARTIAL}{os.getpid()}-{digest[:16]}"
+        grave = self._root / f"{PARTIAL}{os.getpid()}-{digest[:16]}"
         # Renamed first, so that no reader meets a half-deleted folder.
         with contextlib.suppress(OSError):
             folder.rename(grave)
@@ -132,13 +142,14 @@ class ReleaseCache:
         """
         if not self._root.is_dir():
             return []
-        for partial in self._root.glob(f"{_PARTIAL}*"):
+        for partial in self._root.glob(f"{PARTIAL}*"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - partial.stat().st_mtime > STALE_S:
                     shutil.rmtree(partial, ignore_errors=True)
         dropped = [path.name for path in self._root.iterdir() if _DIGEST.match(path.name) and path.name not in keep]
         for digest in dropped:
             self.drop(digest)
+        self.signatures.prune(keep)
         return dropped
 
     def _folder(self, digest: str) -> Path:
@@ -197,7 +208,7 @@ class CommittedStore:
         """Return the last record of every model that ever served here, damaged ones left out. Raises OSError."""
         if not self._root.is_dir():
             return []
-        names = [path.stem for path in sorted(self._root.glob("*.json")) if not path.name.startswith(_PARTIAL)]
+        names = [path.stem for path in sorted(self._root.glob("*.json")) if not path.name.startswith(PARTIAL)]
         found = [self.load(name) for name in names if is_model_name(name)]
         return [record for record in found if record is not None]
 
@@ -208,11 +219,11 @@ class CommittedStore:
         path = self._path(committed.model)
         with _as_fault("recorded as committed", step="commit"):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            partial = path.with_name(f"{_PARTIAL}{os.getpid()}-{path.name}")
+            partial = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
             try:
-                _write_durably(partial, data)
+                write_new(partial, data)
                 partial.replace(path)
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
             finally:
                 partial.unlink(missing_ok=True)
 
@@ -245,22 +256,6 @@ def _inside(folder: Path, name: str) -> Path:
         raise ReleaseRejectedError(msg, step="verify")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     return path
-
-
-def _write_durably(path: Path, data: bytes | memoryview) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

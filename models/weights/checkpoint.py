@@ -20,10 +20,14 @@ from models.types import MAX_DETECTIONS, Contract
 from models.weights.onnx_graph import image_size, names_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 RGB = 3
 PROBE_SEED = 0
+_UNRESTRICTED = "Restricted loading is not in force here, so the file was not opened; reinstall Steelyard's packages."
+_TRIPPED: list[str] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,8 @@ def _restricted_load(path: Path) -> Any:
     from ultralytics.nn import tasks  # noqa: PLC0415 - see load
 
     if not utils.SAFE_LOAD or not tasks._SafeLoad.SUPPORTED or utils.AUTOINSTALL:  # noqa: SLF001 - no public way to ask
-        _refuse("Restricted loading is not in force here, so the file was not opened; reinstall Steelyard's packages.")
+        _refuse(_UNRESTRICTED)
+    _spring_tripwire(tasks, path.parent)
     _check_sums(path)
     try:
         model, checkpoint = tasks.load_checkpoint(path)
@@ -159,6 +164,33 @@ def _restricted_load(path: Path) -> Any:
     if isinstance(checkpoint, dict) and checkpoint.get("modelopt"):
         _refuse("The checkpoint was trained for quantization; export it to ONNX first and register that.")
     return model
+
+
+class _Tripwire:
+    """Notes that it was unpickled, which a restricted loader refuses to do."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _trip, ()
+
+
+def _trip() -> None:
+    _TRIPPED.append("unpickled")
+
+
+def _spring_tripwire(tasks: Any, scratch: Path) -> None:
+    """Refuse to go on unless the loader, as it is at this moment, refuses a checkpoint that runs code of ours."""
+    wire = scratch / "tripwire.pt"
+    torch.save({"model": _Tripwire()}, wire)
+    try:
+        tasks.torch_safe_load(wire)
+    except TypeError:  # as the restricted loader tells of a type outside its list
+        refused = True
+    else:
+        refused = False
+    finally:
+        wire.unlink(missing_ok=True)
+    if _TRIPPED or not refused:
+        _refuse(_UNRESTRICTED)
 
 
 def _check_sums(path: Path) -> None:

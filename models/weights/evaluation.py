@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from models.types import Release
     from models.weights.evaluation_set import EvaluationSet
     from models.weights.registry import Registry
+    from models.weights.trust import SignatureRule
 
 IMAGE_S = 5.0
 """Time that an image adds to the deadline (seconds): the largest detectors on one slow core."""
@@ -35,6 +36,7 @@ def evaluate(
     version: str,
     data: Path,
     *,
+    rule: SignatureRule,
     progress: Callable[[str, float], None] | None = None,
 ) -> Evaluation:
     """Evaluate a version on labelled data and keep the result in the registry; blocks for seconds to hours.
@@ -44,11 +46,12 @@ def evaluate(
         model: its name.
         version: as the registry counts it.
         data: an Ultralytics ``data.yaml``; its ``val`` part is used.
+        rule: which signatures count; its network runs in the sandbox, and is not loaded against the rule even there.
         progress: called with the stage's name and the fraction done, 0 to 1.
 
     Raises:
         EvaluationError: the data cannot be read or does not fit the version, or the evaluation failed.
-        ReleaseRejectedError: the version's files are not those that were registered.
+        ReleaseRejectedError: the version's files are not those that were registered, or its signature does not count.
         UnknownModelError, UnknownVersionError, RegistryError: from the registry.
 
     """
@@ -62,7 +65,8 @@ def evaluate(
         folder.mkdir()
         scratch.mkdir()
         registry.fetch(model, version, folder)
-        release = open_release(model, version, read_folder(folder), expect_digest=info.digest)
+        check = rule.check(info.signature)
+        release = open_release(model, version, read_folder(folder), expect_digest=info.digest, verify_signature=check)
         chosen.check_classes(release.contract.names)
         digest = chosen.digest()
         result = _in_sandbox(release, folder / ONNX, chosen, scratch, progress)

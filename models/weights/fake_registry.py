@@ -21,7 +21,7 @@ from models.weights.registry import (
 from models.weights.retention import aliased
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from models.weights.rollout_runs import RolloutRun
@@ -80,10 +80,16 @@ class FakeRegistry:
                 return None
             version, promotion, order = self._desired[model]
             info = self.version(model, version)
-            return Desired(model, version, info.digest, info.state, promotion, order)
+            return Desired(model, version, info.digest, info.state, promotion, order, info.signature)
 
     def create_version(
-        self, model: str, folder: Path, *, tags: Mapping[str, str], metrics: Mapping[str, float]
+        self,
+        model: str,
+        folder: Path,
+        *,
+        tags: Mapping[str, str],
+        metrics: Mapping[str, float],
+        sign: Callable[[str], str] | None = None,
     ) -> VersionInfo:
         """Store ``folder`` as a new version. Raises RegistryError."""
         with self._lock:
@@ -99,12 +105,19 @@ class FakeRegistry:
                 source_sha256=tags.get(SOURCE_TAG, ""),
                 created=f"1970-01-01T00:00:{number - 1:02d}.000+00:00",
                 metrics=dict(metrics),
+                signature="" if sign is None else sign(str(number)),
             )
             self.files[model, info.version] = {
                 path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
             }
             existing.append(info)
             return info
+
+    def sign_version(self, model: str, version: str, signature: str) -> None:
+        """Put ``signature`` in place of an earlier one, "" removes it. Raises UnknownVersionError or RegistryError."""
+        with self._lock:
+            self.version(model, version)
+            self._change(model, version, signature=signature)
 
     def fetch(self, model: str, version: str, destination: Path) -> None:
         """Write the version's files into ``destination``. Raises UnknownVersionError or RegistryError."""
@@ -128,7 +141,7 @@ class FakeRegistry:
         with self._lock:
             info = self.version(model, version)
             self._desired[model] = (version, promotion, order)
-            return Desired(model, version, info.digest, info.state, promotion, order)
+            return Desired(model, version, info.digest, info.state, promotion, order, info.signature)
 
     def record_evaluation(self, model: str, version: str, evaluation: Evaluation) -> None:
         """Keep an evaluation in place of an earlier one on the same data. Raises UnknownVersionError, RegistryError."""
@@ -175,9 +188,13 @@ class FakeRegistry:
     def set_state(self, model: str, version: str, state: str) -> None:
         """Overwrite a version's ready tag, as somebody at the store could; "" removes it."""
         with self._lock:
-            self._versions[model] = [
-                replace(info, state=state) if info.version == version else info for info in self._versions[model]
-            ]
+            self._change(model, version, state=state)
+
+    def _change(self, model: str, version: str, **changes: str) -> None:
+        self._versions[model] = [
+            replace(info, **changes) if info.version == version else info  # type: ignore[arg-type]
+            for info in self._versions[model]
+        ]
 
     def _reach(self) -> None:
         if self.down:

@@ -17,6 +17,7 @@ from models.weights.registry import (
     EVALUATION_TAG,
     PRODUCTION,
     PROMOTABLE_TAG,
+    SIGNATURE_TAG,
     SOURCE_TAG,
     STATE_TAG,
     Evaluation,
@@ -128,6 +129,7 @@ def info(entry: Any, aliases: Mapping[str, tuple[str, ...]]) -> VersionInfo:
         created=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC).isoformat(timespec="milliseconds"),
         aliases=aliases.get(str(entry.version), ()),
         metrics=metrics,
+        signature=tags.get(SIGNATURE_TAG, ""),
     )
 
 

@@ -35,13 +35,14 @@ from models.weights.registry import (
     PROMOTION_TAG,
     READY,
     SERVING_TAG,
+    SIGNATURE_TAG,
     STATE_TAG,
     Desired,
 )
 from models.weights.retention import aliased
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from models.rollout.order import Order
     from models.weights.registry import Evaluation, VersionInfo
@@ -131,12 +132,22 @@ class MlflowRegistry:
                 state=entry.tags.get(STATE_TAG, ""),
                 promotion=entities.promotion_id(tag, version),
                 order=entities.promotion_order(tag, version),
+                signature=entry.tags.get(SIGNATURE_TAG, ""),
             )
 
     def create_version(
-        self, model: str, folder: Path, *, tags: Mapping[str, str], metrics: Mapping[str, float]
+        self,
+        model: str,
+        folder: Path,
+        *,
+        tags: Mapping[str, str],
+        metrics: Mapping[str, float],
+        sign: Callable[[str], str] | None = None,
     ) -> VersionInfo:
-        """Store ``folder`` as a new version; the ready tag is set last. Raises RegistryError."""
+        """Store ``folder`` as a new version; the ready tag is set last. Raises RegistryError.
+
+        sign: see the port; its number is known only once the version exists.
+        """
         with self._reaching() as client:
             run = client.create_run(
                 self._experiment_id(client, EXPERIMENT), run_name=model, tags=entities.audit("register") | dict(tags)
@@ -149,7 +160,14 @@ class MlflowRegistry:
                 _registered_model(client, model)
             except UnknownModelError:
                 _create_model(client, model)
-            return self._add(client, model, run, tags, metrics)
+            return self._add(client, model, run, dict(tags) | {entities.METRIC_TAG: _as_json(metrics)}, sign)
+
+    def sign_version(self, model: str, version: str, signature: str) -> None:
+        """Put ``signature`` in place of an earlier one, in one write. Raises UnknownVersionError or RegistryError."""
+        with self._reaching() as client:
+            _registered_model(client, model)
+            _model_version(client, model, version)
+            client.set_model_version_tag(model, version, SIGNATURE_TAG, signature)
 
     def fetch(self, model: str, version: str, destination: Path) -> None:
         """Download the version's files into ``destination``, an existing, empty folder. Unverified.
@@ -192,6 +210,7 @@ class MlflowRegistry:
                 state=entry.tags.get(STATE_TAG, ""),
                 promotion=promotion,
                 order=order,
+                signature=entry.tags.get(SIGNATURE_TAG, ""),
             )
 
     def record_evaluation(self, model: str, version: str, evaluation: Evaluation) -> None:
@@ -242,13 +261,21 @@ class MlflowRegistry:
             mlflow_runs.write(client, self._experiment_id(client, mlflow_runs.EXPERIMENT), run)
 
     @staticmethod
-    def _add(client: Any, model: str, run: Any, tags: Mapping[str, str], metrics: Mapping[str, float]) -> VersionInfo:
+    def _add(
+        client: Any,
+        model: str,
+        run: Any,
+        tags: Mapping[str, str],
+        sign: Callable[[str], str] | None,
+    ) -> VersionInfo:
         entry = client.create_model_version(
             model,
             source=f"{run.info.artifact_uri}/{ARTIFACTS}",
             run_id=run.info.run_id,
-            tags=dict(tags) | {entities.METRIC_TAG: json.dumps(dict(metrics), sort_keys=True)},
+            tags=dict(tags),
         )
+        if sign is not None:
+            client.set_model_version_tag(model, str(entry.version), SIGNATURE_TAG, sign(str(entry.version)))
         client.set_model_version_tag(model, str(entry.version), STATE_TAG, READY)
         return entities.info(_model_version(client, model, str(entry.version)), {})
 
@@ -329,6 +356,10 @@ def _client(uri: str) -> Any:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _as_json(metrics: Mapping[str, float]) -> str:
+    return json.dumps(dict(metrics), sort_keys=True)
 
 
 def _all_pages(search: Any, **arguments: Any) -> list[Any]:

@@ -45,15 +45,7 @@ def load_graph(data: bytes) -> Any:
         raise ConversionError(msg) from error
     if not model.graph.node:
         _refuse("The file is not a readable ONNX model; export it again.")
-    if len(model.functions) or any(op.domain not in {"", "ai.onnx"} for op in model.opset_import):
-        _refuse("The model uses custom operators; export it with standard ONNX operators only.")
-    for node in model.graph.node:
-        if node.domain not in {"", "ai.onnx"}:
-            _refuse("The model uses custom operators; export it with standard ONNX operators only.")
-        if node.op_type in _CONTROL_FLOW:
-            _refuse("The model contains control flow, which Steelyard does not serve; export it without.")
-        if node.op_type == "NonMaxSuppression":
-            _refuse("The model was exported with its own NMS; export it again with nms=False.")
+    _refuse_what_is_not_served(model)
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data for tensor in _tensors(model)):
         _refuse("The model keeps weights in other files; export it as a single file.")
     try:
@@ -62,6 +54,20 @@ def load_graph(data: bytes) -> Any:
         msg = "The ONNX model is malformed; export it again."
         raise ConversionError(msg) from error
     return model
+
+
+def _refuse_what_is_not_served(model: Any) -> None:
+    if len(model.functions) or any(op.domain not in {"", "ai.onnx"} for op in model.opset_import):
+        _refuse("The model uses custom operators; export it with standard ONNX operators only.")
+    if len(model.training_info) or len(model.graph.sparse_initializer):
+        _refuse("The model holds sparse weights or training graphs, which Steelyard does not serve; export it without.")
+    for node in model.graph.node:
+        if node.domain not in {"", "ai.onnx"}:
+            _refuse("The model uses custom operators; export it with standard ONNX operators only.")
+        if node.op_type in _CONTROL_FLOW:
+            _refuse("The model contains control flow, which Steelyard does not serve; export it without.")
+        if node.op_type == "NonMaxSuppression":
+            _refuse("The model was exported with its own NMS; export it again with nms=False.")
 
 
 def refuse_non_finite(model: Any) -> None:
@@ -201,8 +207,6 @@ def _replace_nodes(graph: Any, nodes: list[Any]) -> None:
 def _tensors(model: Any) -> Iterator[Any]:
     graph = model.graph
     yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("t"):

@@ -1,7 +1,8 @@
-"""The two commands on a registry: ``register`` makes a version out of a weights file, ``promote`` wants it served."""
+"""The commands on a registry: ``register`` makes a version, ``sign`` vouches for one, ``promote`` wants one served."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -20,12 +21,14 @@ from models.weights.golden import CONFIDENT
 from models.weights.manifest import is_model_name
 from models.weights.pictures import collect
 from models.weights.registry import DIGEST_TAG, PROMOTABLE_TAG, READY, SOURCE_TAG
+from models.weights.release import open_release, read_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from models.rollout.order import Order
     from models.weights.registry import Desired, Registry, VersionInfo
+    from models.weights.signing import SigningKey
 
 PROMOTABLE = "true"
 DOWNLOAD_DEADLINE_S = 600.0
@@ -49,6 +52,7 @@ def register(
     data: Path | None = None,
     metrics: Mapping[str, float] | None = None,
     progress: Callable[[str, float], None] | None = None,
+    key: SigningKey | None = None,
 ) -> Registration:
     """Convert a weights file and store it as a new version of ``model``; blocks for seconds to minutes.
 
@@ -62,6 +66,7 @@ def register(
         data: Ultralytics ``data.yaml`` whose validation images serve instead.
         metrics: measured by whoever trained it, e.g. ``{"mAP50-95": 0.41}``.
         progress: called with the stage's name and the fraction done, 0 to 1.
+        key: signs the new version; None leaves it unsigned.
 
     Raises:
         ConversionError: one sentence that says why the file cannot become a release.
@@ -89,7 +94,8 @@ def register(
                 SOURCE_TAG: manifest.source.sha256,
                 PROMOTABLE_TAG: PROMOTABLE if manifest.golden else _blind(len(pictures)),
             }
-            info = registry.create_version(model, Path(folder), tags=tags, metrics=manifest.metrics)
+            vouch = None if key is None else functools.partial(_signature, key, model, manifest.digest)
+            info = registry.create_version(model, Path(folder), tags=tags, metrics=manifest.metrics, sign=vouch)
     if progress is not None:
         progress("store", 1.0)
     return Registration(info, created=True)
@@ -119,6 +125,32 @@ def promote(registry: Registry, model: str, version: str, *, reason: str = "prom
         msg = f"Version {version} of {model} may not be promoted: {why}"
         raise ReleaseRejectedError(msg, step="promote")
     return registry.promote(model, version, promotion=uuid.uuid4().hex, reason=reason, order=order)
+
+
+def sign(registry: Registry, model: str, version: str, key: SigningKey) -> VersionInfo:
+    """Sign a version that was registered before, once its files are fetched and verified; returns it as it is now.
+
+    What is signed is what the registry holds now: whoever asks for it vouches for that.
+
+    Raises:
+        ReleaseRejectedError: step ``sign`` where the version is not ready, ``verify`` or ``contract`` where its files
+            are not those that its manifest lists.
+        UnknownModelError, UnknownVersionError, RegistryError: from the registry.
+
+    """
+    info = registry.version(model, version)
+    if info.state != READY:
+        msg = f"Version {version} of {model} is not ready: its registration did not finish. Register the weights again."
+        raise ReleaseRejectedError(msg, step="sign")
+    with tempfile.TemporaryDirectory(prefix="steelyard-sign-") as folder:
+        registry.fetch(model, version, Path(folder))
+        digest = open_release(model, version, read_folder(Path(folder)), expect_digest=info.digest).digest
+    registry.sign_version(model, version, key.sign(model, version, digest))
+    return registry.version(model, version)
+
+
+def _signature(key: SigningKey, model: str, digest: str, version: str) -> str:
+    return key.sign(model, version, digest)
 
 
 def _registered(registry: Registry, model: str, source_sha256: str) -> VersionInfo | None:

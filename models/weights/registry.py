@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from models.rollout.order import PLAIN, Order
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from models.weights.rollout_runs import RolloutRun
@@ -21,6 +21,7 @@ READY = "ready"
 DIGEST_TAG = "steelyard.digest"
 SOURCE_TAG = "steelyard.source_sha256"
 SIGNATURE_TAG = "steelyard.signature"
+"""Tag of a version: see ``signing.py``."""
 PROMOTABLE_TAG = "steelyard.promotable"
 """``true``, or the reason why this version may not be promoted."""
 PROMOTION_TAG = "steelyard.promotion"
@@ -33,7 +34,11 @@ EVALUATION_TAG = "steelyard.evaluation."
 
 @dataclass(frozen=True, slots=True)
 class VersionInfo:
-    """One registered version. ``state`` is the ready tag's value or "" where it is missing."""
+    """One registered version. ``state`` is the ready tag's value or "" where it is missing.
+
+    signature: the signature tag's value, "" where it is missing; the registry verifies nothing. standing, signed_by:
+    what a home made of it, ``trust.Standing`` and the key id; "" and None where nobody asked.
+    """
 
     model: str
     version: str
@@ -45,6 +50,9 @@ class VersionInfo:
     """UTC, ISO 8601."""
     aliases: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    signature: str = ""
+    standing: str = ""
+    signed_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,7 @@ class Desired:
     """What the registry wants served: the production alias as read now.
 
     promotion: id of the latest promote or rollback; a new id lifts a rejection, the same one does not.
-    state, digest: of the version named; "" where the tag is missing.
+    state, digest, signature: of the version named; "" where the tag is missing.
     order: what that promotion asked for; an alias moved by hand asks for nothing special.
     """
 
@@ -62,6 +70,7 @@ class Desired:
     state: str
     promotion: str
     order: Order = PLAIN
+    signature: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +113,22 @@ class Registry(Protocol):
         ...
 
     def create_version(
-        self, model: str, folder: Path, *, tags: Mapping[str, str], metrics: Mapping[str, float]
+        self,
+        model: str,
+        folder: Path,
+        *,
+        tags: Mapping[str, str],
+        metrics: Mapping[str, float],
+        sign: Callable[[str], str] | None = None,
     ) -> VersionInfo:
-        """Store ``folder`` as a new version; the ready tag is set last, so a crash leaves nothing half visible."""
+        """Store ``folder`` as a new version; the ready tag is set last, so a crash leaves nothing half visible.
+
+        sign: returns the signature of the version of that number; None leaves it unsigned.
+        """
+        ...
+
+    def sign_version(self, model: str, version: str, signature: str) -> None:
+        """Put ``signature`` in place of an earlier one, in one write. Raises UnknownVersionError."""
         ...
 
     def fetch(self, model: str, version: str, destination: Path) -> None:

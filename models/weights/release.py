@@ -13,6 +13,7 @@ import numpy as np
 from models.errors import ReleaseFaultError, ReleaseRejectedError
 from models.types import Detections, GoldenImage, Release
 from models.weights.manifest import GOLDEN_DIR, MANIFEST, MODEL_YAML, ONNX, SAFETENSORS, GoldenEntry, Manifest
+from models.weights.onnx_wire import draws_on_other_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,9 +40,8 @@ MAX_FILES = 64
 _ADVICE = "; register the weights again and promote the new version."
 
 SignatureCheck = Callable[[str, str, str], None]
-"""The place of signing: called with (model, version, digest) once the digest is known to be true. It compares them with
-the tag ``registry.SIGNATURE_TAG``, an Ed25519 signature over canonical JSON of model, version and manifest_sha256, and
-raises ReleaseRejectedError with step ``verify``. Nothing signs yet, so callers pass none."""
+"""Called with (model, version, digest) once the digest is known to be true; ``trust.SignatureRule.check`` makes one. It
+raises ReleaseRejectedError with step ``verify`` where the version's signature does not let it serve."""
 
 
 def open_release(
@@ -59,7 +59,7 @@ def open_release(
         version: as the registry counts it.
         files: relative name -> uint8 (size,), ``manifest.json`` included.
         expect_digest: 64 hex digits from the registry's tag or the ledger; ``None`` accepts any sound release.
-        verify_signature: see ``SignatureCheck``.
+        verify_signature: see ``SignatureCheck``; None where nothing is loaded: for files just made, or only read.
 
     Raises:
         ReleaseRejectedError: step ``verify`` where bytes differ from what was registered, ``contract`` where they are
@@ -76,6 +76,8 @@ def open_release(
     if manifest.model != model:
         _refuse(f"The release was made for the model {manifest.model}, not {model}")
     _verify_files(manifest, files)
+    if draws_on_other_files(np.ascontiguousarray(files[ONNX]).data):
+        _refuse("The network draws weights from other files than the release's")
     if verify_signature is not None:
         verify_signature(model, version, digest)
     return Release(

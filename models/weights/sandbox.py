@@ -28,6 +28,7 @@ import psutil
 
 import models
 from models.errors import ConversionError
+from models.weights import landlock
 from models.weights.child_output import Listener, read_until_end, wait_until
 
 if TYPE_CHECKING:
@@ -148,6 +149,8 @@ def enter(scratch: Path, *, online: bool = False, deadline_s: int = int(DEADLINE
         libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         # Only now: writing the user mapping above needs a process that may be looked into.
         libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+        if not landlock.confine(scratch, online=online):
+            _log.warning("this kernel has no Landlock: the child may write wherever its user may")
     return "isolated" if isolated else "shared"
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from serve.commands import backups, detect, evaluations, rollouts, serving, versions, weights
+from serve.commands import access, backups, detect, evaluations, keys, rollouts, serving, versions, weights
 from serve.commands.output import DEBUG, guarded
 
 app = typer.Typer(
@@ -49,8 +49,10 @@ for command in (
     backups.restore,
 ):
     app.command()(guarded(command))
+app.add_typer(access.app, name="access", help="API keys: add, list, rotate and revoke them.")
+app.add_typer(keys.app, name="keys", help="Keys that sign versions: make, trust, list and distrust them.")
 app.add_typer(
     versions.app,
     name="versions",
-    help="List all versions of the model NAME, oldest first (versions NAME); delete or prune them.",
+    help="List all versions of the model NAME, oldest first (versions NAME); sign, delete or prune them.",
 )

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from models.errors import InvalidOptionError, SteelyardError
-from serve.commands.output import FAILED, HomeOption, JsonOption, UrlOption, fail, print_json, print_table, progress_bar
+from serve.commands.output import (
+    FAILED,
+    HomeOption,
+    JsonOption,
+    KeyOption,
+    UrlOption,
+    fail,
+    print_json,
+    print_table,
+    progress_bar,
+)
 from serve.commands.target import connect, default_url, read_settings
 
 if TYPE_CHECKING:
@@ -30,6 +40,7 @@ def detect(
     images: Annotated[list[Path], typer.Argument(help="JPEG, PNG or WebP files.", metavar="IMAGE...")],
     *,
     url: UrlOption = None,
+    key: KeyOption = None,
     model: Annotated[str | None, typer.Option("--model", help="Name of the model; default: the first one.")] = None,
     save: Annotated[
         Path | None, typer.Option("--save", help="Draw the boxes: a picture to write, or a folder for several.")
@@ -49,7 +60,7 @@ def detect(
 
     targets = _targets(images, save)
     settings = read_settings(home)
-    client = connect(settings, url) or SteelyardClient(default_url(settings))
+    client = connect(settings, url, key) or SteelyardClient(default_url(settings), key=key)
     options = {"model": model, "conf": conf, "iou": iou, "max_det": max_det}
     outcomes: list[Outcome] = []
     with client, progress_bar(quiet=as_json or len(images) == 1) as progress:

@@ -27,10 +27,12 @@ def evaluate(
     were evaluated on the same images and labels.
     """
     from models.weights.evaluation import evaluate as evaluate_release
+    from serve.trust import rule_of
 
-    registry = open_registry(read_settings(home))
+    settings = read_settings(home)
+    registry, rule = open_registry(settings), rule_of(settings)
     with progress_bar(quiet=as_json) as progress:
-        found = evaluate_release(registry, model, version, data.expanduser(), progress=progress)
+        found = evaluate_release(registry, model, version, data.expanduser(), rule=rule, progress=progress)
     serving = _promoted(registry, model, version, found.data)
     if as_json:
         print_json(_as_json(model, version, found))

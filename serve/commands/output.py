@@ -34,6 +34,15 @@ UrlOption = Annotated[
     typer.Option("--url", envvar="STEELYARD_URL", help="Address of the service; default: the one of the home folder."),
 ]
 
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        envvar="STEELYARD_API_KEY",
+        help="API key to send; others on this machine can see it, so better put it into the environment.",
+    ),
+]
+
 Progress = Callable[[str, float], None]
 """Takes what is being done and how much of it is (0 to 1)."""
 

@@ -22,6 +22,7 @@ from serve.commands.output import (
     FAILED,
     HomeOption,
     JsonOption,
+    KeyOption,
     Progress,
     UrlOption,
     fail,
@@ -59,6 +60,7 @@ def promote(
     wait: WaitOption = True,
     timeout: TimeoutOption = 300.0,
     url: UrlOption = None,
+    key: KeyOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -81,6 +83,7 @@ def promote(
         model,
         version,
         url=url,
+        key=key,
         wait=wait,
         timeout=timeout + order.length_s,
         as_json=as_json,
@@ -95,6 +98,7 @@ def promote_version(
     version: str,
     *,
     url: str | None,
+    key: str | None,
     wait: bool,
     timeout: float,
     as_json: bool,
@@ -108,7 +112,7 @@ def promote_version(
     from models.rollout.order import PLAIN
 
     order = order or PLAIN
-    client = connect(settings, url)
+    client = connect(settings, url, key)
     if client is None:
         from models.weights.register import promote as promote_in_registry
 
@@ -143,6 +147,7 @@ def rollback(
     wait: WaitOption = True,
     timeout: TimeoutOption = 300.0,
     url: UrlOption = None,
+    key: KeyOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -151,7 +156,7 @@ def rollback(
     Only the running service knows what served before. Without one, `steelyard versions NAME` and `steelyard promote
     NAME VERSION` choose what the next start serves.
     """
-    client = connect(read_settings(home), url)
+    client = connect(read_settings(home), url, key)
     if client is None:
         msg = (
             f"rollback needs the running service, and none runs from this home folder; "
@@ -178,12 +183,13 @@ def rollout(
     *,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again at every change until Ctrl-C.")] = False,
     url: UrlOption = None,
+    key: KeyOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is desired, what serves, and every replica's state."""
     settings = read_settings(home)
-    client = connect(settings, url)
+    client = connect(settings, url, key)
     if client is None:
         wanted = open_registry(settings).desired(model)
         if not as_json:

@@ -8,6 +8,7 @@ from models.errors import InvalidOptionError, UnknownModelError
 if TYPE_CHECKING:
     from models.weights.registry import Registry
     from serve.client import SteelyardClient
+    from serve.home import ServiceRecord
     from serve.settings import Settings
 
 
@@ -18,8 +19,8 @@ def read_settings(home: Path | None, **overrides: object) -> "Settings":
     return load_settings(home=home, **overrides)
 
 
-def running_service(settings: "Settings") -> str | None:
-    """Return the URL of the service that runs out of this home folder, or None.
+def running_service(settings: "Settings") -> "ServiceRecord | None":
+    """Return the record of the service that runs out of this home folder, or None.
 
     A record whose process has died is a leftover of a crash and counts as none.
     """
@@ -28,18 +29,26 @@ def running_service(settings: "Settings") -> str | None:
     from serve.home import read_record
 
     record = read_record(settings.root)
-    return record.url if record is not None and record.pid > 0 and psutil.pid_exists(record.pid) else None
+    return record if record is not None and record.pid > 0 and psutil.pid_exists(record.pid) else None
 
 
-def connect(settings: "Settings", url: str | None) -> "SteelyardClient | None":
-    """Return a client of the service at ``url``, else of the one that runs out of the home folder, else None."""
+def connect(settings: "Settings", url: str | None, key: str | None) -> "SteelyardClient | None":
+    """Return a client of the service at ``url``, else of the one that runs out of the home folder, else None.
+
+    It sends ``key``; without one the key that the service of this home has left there, which goes nowhere else, or the
+    admin key of the settings.
+    """
     from serve.client import SteelyardClient
 
-    found = url or running_service(settings)
-    if found is None:
+    record = None if url else running_service(settings)
+    found = record.url if record is not None else url
+    if not found:
         return None
-    key = settings.admin_key
-    return SteelyardClient(found, key=None if key is None else key.get_secret_value())
+    if not key and record is not None:
+        key = record.key
+    if not key and settings.admin_key is not None:
+        key = settings.admin_key.get_secret_value()
+    return SteelyardClient(found, key=key)
 
 
 def default_url(settings: "Settings") -> str:

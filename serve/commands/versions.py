@@ -1,4 +1,4 @@
-"""``versions NAME``, ``versions delete``, ``versions prune``: what the registry keeps of a model."""
+"""``versions NAME``, ``versions sign``, ``delete``, ``prune``: what the registry keeps of a model."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
-from models.errors import ReleaseRejectedError
+from models.errors import InvalidOptionError, ReleaseRejectedError
 from serve.commands import weights
 from serve.commands.output import (
     FAILED,
     HomeOption,
     JsonOption,
+    KeyOption,
     UrlOption,
     fail,
     guarded,
     print_json,
     print_table,
+    short,
 )
 from serve.commands.rollouts import ModelArgument
 from serve.commands.target import connect, open_registry, read_settings
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from models.weights.registry import Registry, VersionInfo
     from models.weights.retention import InUse
+    from serve.client import SteelyardClient
     from serve.settings import Settings
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")]
@@ -46,12 +49,42 @@ class VersionsGroup(TyperGroup):
 app = typer.Typer(cls=VersionsGroup, no_args_is_help=True, rich_markup_mode=None)
 
 
+def sign(
+    model: ModelArgument,
+    version: Annotated[str, typer.Argument(help="Version to sign, as `steelyard versions` lists it.")],
+    *,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Vouch for a version that was registered before, in place of an earlier signature; its files are verified first.
+
+    What is signed is what the registry holds now: compare the digest where you cannot be sure of the registry.
+    """
+    from models.weights.register import sign as sign_version
+    from serve.trust import described, rule_of, signer
+
+    settings = read_settings(home)
+    registry = open_registry(settings)
+    found = signer(settings)
+    if found is None:
+        msg = f"no key in {settings.keys_folder} can sign: make one with `steelyard keys new NAME`"
+        raise InvalidOptionError(msg)
+    name, key = found
+    info = described(rule_of(settings), sign_version(registry, model, version, key))
+    _note(settings, info, "sign", "signed", reason=f"{name} (key {key.public.ident})")
+    if as_json:
+        print_json({"model": model, **weights.version_row(info), "key": name})
+    else:
+        typer.echo(f"{model} version {version} ({short(info.digest)}) is signed by {name} (key {key.public.ident})")
+
+
 def delete(
     model: ModelArgument,
     versions: Annotated[list[str], typer.Argument(help="Versions to delete.", metavar="VERSION...")],
     *,
     dry_run: DryRunOption = False,
     url: UrlOption = None,
+    key: KeyOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -66,7 +99,7 @@ def delete(
     for version in versions:
         if version not in known:
             registry.version(model, version)
-    reasons = _protected(settings, registry, model, list(known.values()), url)
+    reasons = _protected(settings, registry, model, list(known.values()), connect(settings, url, key))
     kept = {version: reasons[version] for version in versions if version in reasons}
     chosen = [known[version] for version in dict.fromkeys(versions) if version not in reasons]
     if kept and not dry_run:
@@ -91,6 +124,7 @@ def prune(
     ] = None,
     dry_run: DryRunOption = False,
     url: UrlOption = None,
+    key: KeyOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -100,7 +134,7 @@ def prune(
     settings = read_settings(home)
     registry = open_registry(settings)
     known = registry.versions(model)
-    reasons = _protected(settings, registry, model, known, url)
+    reasons = _protected(settings, registry, model, known, connect(settings, url, key))
     rule = Rule(settings.keep_versions if keep is None else keep, settings.keep_days if days is None else days)
     decided = fates(items(known), reasons, rule, datetime.now(UTC))
     kept = {fate.name: fate.kept for fate in decided if fate.kept}
@@ -109,22 +143,25 @@ def prune(
 
 
 def _protected(
-    settings: "Settings", registry: "Registry", model: str, known: "Sequence[VersionInfo]", url: str | None
+    settings: "Settings",
+    registry: "Registry",
+    model: str,
+    known: "Sequence[VersionInfo]",
+    client: "SteelyardClient | None",
 ) -> dict[str, str]:
     """Return version -> why it must stay, from all that may know: registry, this home's record, the running service."""
     from models.weights.retention import protected
 
-    return protected(known, _in_use(settings, registry, model, url), datetime.now(UTC))
+    return protected(known, _in_use(settings, registry, model, client), datetime.now(UTC))
 
 
-def _in_use(settings: "Settings", registry: "Registry", model: str, url: str | None) -> "InUse":
+def _in_use(settings: "Settings", registry: "Registry", model: str, client: "SteelyardClient | None") -> "InUse":
     from models.weights.cache import CommittedStore
     from serve.client import ServiceError
     from serve.in_use import of_record, of_registry, of_rollout
 
     record = CommittedStore(settings.root).load(model)
     use = of_registry(registry.desired(model), registry.recorded_serving(model)) | of_record(record)
-    client = connect(settings, url)
     if client is None:
         return use
     with client:
@@ -153,7 +190,7 @@ def _carry_out(
         try:
             if not dry_run:
                 registry.delete_version(model, info.version)
-                _note(settings, info)
+                _note(settings, info, "delete", "deleted")
         except ReleaseRejectedError as error:  # promoted since the list was read
             late[info.version] = str(error)
         else:
@@ -177,15 +214,15 @@ def _carry_out(
         raise typer.Exit(FAILED)
 
 
-def _note(settings: "Settings", info: "VersionInfo") -> None:
-    """Write the deletion into the home's audit."""
+def _note(settings: "Settings", info: "VersionInfo", action: str, result: str, *, reason: str = "") -> None:
+    """Write what was done to a version into the home's audit."""
     from models.rollout.messages import Target
     from models.weights.mlflow_entities import user
     from serve.audit import Audit
 
     audit = Audit(settings.root / "audit")
-    gone = Target(info.version, info.digest, "")
-    line = audit.line(info.model, "delete", gone, None, result="deleted", reason="", who=user(), generation=0)
+    about = Target(info.version, info.digest, "")
+    line = audit.line(info.model, action, about, None, result=result, reason=reason, who=user(), generation=0)
     audit.append(line)
 
 
@@ -206,5 +243,6 @@ def _drop_cached(settings: "Settings", registry: "Registry", model: str, gone: "
 
 
 app.command(LIST)(guarded(weights.versions))
+app.command()(guarded(sign))
 app.command()(guarded(delete))
 app.command()(guarded(prune))

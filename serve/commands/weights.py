@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from models.errors import ConversionError, InvalidOptionError, UnknownModelError
-from serve.commands.output import HomeOption, JsonOption, UrlOption, note, print_json, print_table, progress_bar, short
+from serve.commands.output import (
+    HomeOption,
+    JsonOption,
+    KeyOption,
+    UrlOption,
+    note,
+    print_json,
+    print_table,
+    progress_bar,
+    short,
+)
 from serve.commands.rollouts import ModelArgument, TimeoutOption, promote_version
 from serve.commands.target import connect, model_name, open_registry, read_settings
 
@@ -28,40 +38,57 @@ def register(
         Path | None, typer.Option("--data", help="An Ultralytics data.yaml whose val pictures serve as golden ones.")
     ] = None,
     url: UrlOption = None,
+    key: KeyOption = None,
     timeout: TimeoutOption = 300.0,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Convert FILE in a sandbox and register it as a new version; the same file again registers nothing new."""
     from models.weights.register import register as register_release
+    from serve.trust import described, rule_of, signer
 
     settings = read_settings(home)
     name = model or model_name(Path(file).stem)
     try:
         with progress_bar(quiet=as_json) as progress:
             registry = open_registry(settings, create=True)
-            done = register_release(registry, file, model=name, golden=golden, data=data, progress=progress)
+            signing = signer(settings)
+            done = register_release(
+                registry,
+                file,
+                model=name,
+                golden=golden,
+                data=data,
+                progress=progress,
+                key=signing[1] if signing else None,
+            )
     except ConversionError as error:
         if Path(file).expanduser().exists():
             raise
         # Nothing was refused: there was nothing to convert.
         raise InvalidOptionError(str(error)) from None
-    info = done.info
+    info = described(rule_of(settings), done.info)
     if as_json and not promote:
-        print_json({"model": name, **_version_row(info), "promotable": info.promotable, "new": done.created})
+        print_json({"model": name, **version_row(info), "promotable": info.promotable, "new": done.created})
     elif not as_json:
         word = "registered as" if done.created else "is registered already:"
         typer.echo(f"{file} {word} {name} version {info.version} ({short(info.digest)})")
+        if info.standing == "trusted" and signing and done.created:
+            note(f"it is signed by {signing[0]} (key {info.signed_by})")
+        elif signing and not done.created and info.standing != "trusted":
+            note(f"it is not signed by a trusted key: sign it with `steelyard versions sign {name} {info.version}`")
         if info.promotable not in {"true", ""}:
             note(f"it cannot be promoted: {info.promotable}")
     if promote:
-        promote_version(settings, name, info.version, url=url, wait=True, timeout=timeout, as_json=as_json)
+        promote_version(settings, name, info.version, url=url, key=key, wait=True, timeout=timeout, as_json=as_json)
 
 
-def models(*, url: UrlOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
+def models(
+    *, url: UrlOption = None, key: KeyOption = None, home: HomeOption = None, as_json: JsonOption = False
+) -> None:
     """List the models that the service serves, or without one those that the registry holds."""
     settings = read_settings(home)
-    client = connect(settings, url)
+    client = connect(settings, url, key)
     if client is None:
         rows = _registered(settings)
         if not as_json:
@@ -83,13 +110,21 @@ def models(*, url: UrlOption = None, home: HomeOption = None, as_json: JsonOptio
 
 
 def versions(
-    model: ModelArgument, *, url: UrlOption = None, home: HomeOption = None, as_json: JsonOption = False
+    model: ModelArgument,
+    *,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List all versions of the model NAME, oldest first."""
     settings = read_settings(home)
-    client = connect(settings, url)
+    client = connect(settings, url, key)
     if client is None:
-        rows = [_version_row(info) for info in open_registry(settings).versions(model)]
+        from serve.trust import VouchedVersions, rule_of
+
+        found = VouchedVersions(open_registry(settings), rule_of(settings)).versions(model)
+        rows = [version_row(info) for info in found]
     else:
         with client:
             rows = client.versions(model)
@@ -97,7 +132,7 @@ def versions(
         print_json({"versions": rows})
         return
     print_table(
-        ("version", "digest", "aliases", "state", "metrics", "created"),
+        ("version", "digest", "aliases", "state", "metrics", "signature", "created"),
         (
             (
                 row["version"],
@@ -105,6 +140,7 @@ def versions(
                 ", ".join(row["aliases"]),
                 row["state"],
                 ", ".join(f"{name} {value:.3g}" for name, value in row["metrics"].items()),
+                _signature(row),
                 row["created"],
             )
             for row in rows
@@ -134,7 +170,8 @@ def _registered(settings: "Settings") -> "list[ModelRow]":
     return rows
 
 
-def _version_row(info: "VersionInfo") -> "VersionRow":
+def version_row(info: "VersionInfo") -> "VersionRow":
+    """Return a version as the service lists it."""
     return {
         "version": info.version,
         "digest": info.digest,
@@ -142,7 +179,17 @@ def _version_row(info: "VersionInfo") -> "VersionRow":
         "state": info.state,
         "metrics": dict(info.metrics),
         "created": info.created,
+        "signature": info.standing or "unsigned",
+        "signed_by": info.signed_by,
     }
+
+
+def _signature(row: "VersionRow") -> str | None:
+    # A service of an earlier release tells nothing of it.
+    standing, key_id = row.get("signature"), row.get("signed_by")
+    if not standing or standing == "unsigned":
+        return None
+    return f"{standing} {key_id}" if key_id else standing
 
 
 def _count(classes: Any) -> int | None:

@@ -14,7 +14,7 @@ from starlette.responses import Response  # noqa: TC002 - likewise
 from models.errors import DeadlineExceededError, SteelyardError, UnavailableError, UnknownModelError
 from models.types import Answer
 from serve.connection import BodyBudget, DisconnectGuard, read_body
-from serve.context import context_of
+from serve.context import context_of, put_outcomes, trace_of
 from serve.errors import problem_response, row_of
 from serve.protocols.native_answer import Outcome, failure, success
 from serve.protocols.native_body import ImageBytes, parse_body
@@ -72,6 +72,9 @@ class NativeApi:
         """Find objects in one or several images."""
         context = context_of(request.scope)
         engine = engine_of(self._service.engines, request.path_params.get("model", self._settings.models[0]))
+        trace = trace_of(request.scope)
+        if trace is not None:
+            engine = trace.around(engine)
         pairs = parse_query(request.scope["query_string"])
         asked = parse_options(pairs)
         with self._budget.lend() as loan:
@@ -89,6 +92,7 @@ class NativeApi:
                 asked = parse_options([*pairs, *parsed.options])
             async with DisconnectGuard(request.receive):
                 outcomes = await self._detect_all(engine, parsed.images, asked, context)
+        put_outcomes(request.scope, outcomes)
         errors = [outcome for outcome in outcomes if not isinstance(outcome, Answer)]
         if len(errors) == len(outcomes):
             return problem_response(failure(errors), context.request_id)

@@ -16,7 +16,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from models.errors import InvalidImageError, SteelyardError, UnsupportedImageError
-from serve.errors import InvalidBodyError, TooManyImagesError, UnsupportedMediaTypeError
+from serve.errors import InvalidBodyError, OptionError, TooManyImagesError, UnsupportedMediaTypeError
 from serve.protocols.native_options import NAMES
 
 if TYPE_CHECKING:
@@ -34,6 +34,12 @@ _BASE64_STEP: Final = 1024 * 1024
 """Characters decoded a call, a multiple of 4: one call holds the interpreter, and the loop with it, about 1 ms."""
 _MAX_OTHER_FIELDS: Final = 64
 _MAX_FIELD_BYTES: Final = 4096
+_MAX_PART_HEADERS: Final = 8
+_MAX_HEADER_BYTES: Final = 4096
+_MAX_JSON_MARKS: Final = 4096
+"""Commas and opening brackets of a JSON body. Base64 has none, options have few; 20 MB of empty lists would become half
+a gigabyte of objects."""
+_EXACT: Final = 2.0**53
 _WHITESPACE: Final = str.maketrans("", "", " \t\r\n")
 
 ImageBytes = bytes | SteelyardError
@@ -172,7 +178,12 @@ def _parse_multipart(body: bytes, boundary: bytes, max_images: int) -> Parsed:
     form = _Form(max_images)
     names = ("part_begin", "part_data", "part_end", "header_field", "header_value", "header_end", "headers_finished")
     try:
-        parser = MultipartParser(boundary, {f"on_{name}": getattr(form, f"on_{name}") for name in (*names, "end")})  # type: ignore[arg-type]
+        parser = MultipartParser(
+            boundary,
+            {f"on_{name}": getattr(form, f"on_{name}") for name in (*names, "end")},  # type: ignore[arg-type]
+            max_header_count=_MAX_PART_HEADERS,
+            max_header_size=_MAX_HEADER_BYTES,
+        )
         parser.write(body)
         parser.finalize()
     except FormParserError:
@@ -188,6 +199,10 @@ def _parse_multipart(body: bytes, boundary: bytes, max_images: int) -> Parsed:
 
 
 def _parse_json(body: bytes, max_images: int) -> Parsed:
+    # Every value beyond the first needs a comma or a bracket, so this bounds both the number of values and their depth.
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > _MAX_JSON_MARKS:
+        msg = f"The JSON body holds more than {_MAX_JSON_MARKS} values; it needs only the images and their options"
+        raise InvalidBodyError(msg)
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -211,8 +226,20 @@ def _option_pairs(name: str, value: object) -> list[tuple[str, str]]:
         return [(name, "")]
     if value is None:
         return []
-    values = value if isinstance(value, list) and name == "classes" else [value]
-    return [(name, item if isinstance(item, str) else orjson.dumps(item).decode()) for item in values]
+    if name == "classes":
+        values = value if isinstance(value, list) else [value]
+    elif not isinstance(value, bool if name == "normalize" else (int, float)):
+        kind = "true or false" if name == "normalize" else "a number"
+        msg = f"{name} is not {kind}; send it as JSON writes {kind}, without quotes"
+        raise OptionError(msg, parameter=name)
+    else:
+        values = [value]
+    return [(name, item if isinstance(item, str) else orjson.dumps(_whole(item)).decode()) for item in values]
+
+
+def _whole(value: object) -> object:
+    """Return 130 for 130.0, which is the same number in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else value
 
 
 def decode_base64(text: str) -> bytes:

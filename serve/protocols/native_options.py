@@ -21,6 +21,9 @@ DEFAULT_DECIMALS: Final = 5
 MAX_FIELDS: Final = 512
 """Most name=value pairs of one query; ``classes`` may repeat, so it is well above the number of options."""
 
+BLANKS: Final = " \t\r\n\f\v"
+"""May stand around the parts of ``classes``; Python's own notion of blanks is wider than any schema can say."""
+
 # Stricter than float() and int(), which also take underscores, other scripts' digits, "nan" and "infinity".
 _NUMBER: Final = re.compile(r"[+-]?(\d{1,32}(\.\d{0,32})?|\.\d{1,32})([eE][+-]?\d{1,3})?", re.ASCII)
 _WHOLE: Final = re.compile(r"[+-]?\d{1,9}", re.ASCII)
@@ -50,7 +53,7 @@ class Asked:
         chosen: set[int] = set()
         for value in self.classes:
             for part in (value,) if value in ids else value.split(","):
-                chosen.add(_class_id(part.strip(), ids))
+                chosen.add(_class_id(part.strip(BLANKS), ids))
         return DetectOptions(conf=self.conf, iou=self.iou, max_det=self.max_det, classes=frozenset(chosen))
 
 
@@ -149,7 +152,7 @@ def _truth(name: str, text: str) -> bool:
 
 
 def _classes(values: list[str]) -> tuple[str, ...]:
-    if not all(part.strip() for value in values for part in value.split(",")):
+    if not all(part.strip(BLANKS) for value in values for part in value.split(",")):
         msg = "classes holds an empty entry; send ids or names separated by commas, or leave it out for all"
         raise OptionError(msg, parameter="classes")
     return tuple(values)

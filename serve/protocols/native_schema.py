@@ -96,13 +96,12 @@ class DetectAnswer(_Schema):
     metadata: Metadata
 
 
-class DetectRequest(_Schema):
-    """JSON body: exactly one of ``image`` and ``images``. The options may stand here instead of in the query."""
-
-    image: str | None = Field(default=None, json_schema_extra={"contentEncoding": "base64"})
-    """One image, base64; a ``data:`` URL is accepted, an address is not."""
-    images: list[str] | None = None
-    """Several images, base64 each."""
+_CLASSES: Final = r"^[ \t\r\n\f\v]*[^ \t\r\n\f\v,][^,]*(,[ \t\r\n\f\v]*[^ \t\r\n\f\v,][^,]*)*$"
+"""Names or ids between commas, none of them blank."""
+_JSON_CLASSES: Final[dict[str, Any]] = {
+    "type": "array",
+    "items": {"anyOf": [{"type": "string", "pattern": _CLASSES}, {"type": "integer", "minimum": 0}]},
+}
 
 
 def _option(name: str, description: str, **schema: Any) -> dict[str, Any]:
@@ -124,7 +123,7 @@ OPTIONS: Final[list[dict[str, Any]]] = [
             "classes",
             "Ids or names of the classes to keep, comma-separated or repeated.",
             type="array",
-            items={"type": "string"},
+            items={"type": "string", "pattern": _CLASSES},
         ),
         "style": "form",
         "explode": True,
@@ -140,16 +139,41 @@ OPTIONS: Final[list[dict[str, Any]]] = [
     ),
 ]
 
+
+def _describe_request(schema: dict[str, Any]) -> None:
+    """Say what pydantic has no words for: one of two keys, and options that may be absent or null."""
+    for image in schema["properties"].values():
+        del image["default"]
+    for option in OPTIONS:
+        kinds: list[dict[str, Any]] = [option["schema"], {"type": "null"}]
+        if option["name"] == "classes":
+            kinds = [_JSON_CLASSES, *_JSON_CLASSES["items"]["anyOf"], {"type": "null"}]
+        schema["properties"][option["name"]] = {"anyOf": kinds, "description": option["description"]}
+    schema["oneOf"] = [{"required": ["image"]}, {"required": ["images"]}]
+
+
+class DetectRequest(_Schema):
+    """JSON body: exactly one of ``image`` and ``images``. The options may stand here instead of in the query."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid", json_schema_extra=_describe_request)
+
+    image: str = Field(default="", min_length=1, json_schema_extra={"contentEncoding": "base64"})
+    """One image, base64; a ``data:`` URL is accepted, an address is not."""
+    images: list[str] = Field(default=[], min_length=1)
+    """Several images, base64 each."""
+
+
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 _FORM: Final = {
     "type": "object",
+    "additionalProperties": False,
     "required": ["file"],
     "properties": {
         "file": {
             "description": "An image; repeat the field for several.",
             "oneOf": [
                 {"type": "string", "format": "binary"},
-                {"type": "array", "items": {"type": "string", "format": "binary"}},
+                {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}},
             ],
         },
         **{str(option["name"]): option["schema"] for option in OPTIONS},
@@ -179,7 +203,7 @@ CLIENT_ID_PARAMETER: Final = {
         "Who the client is, the same in all its requests, 1 to 128 of `A-Za-z0-9._:-`. While a new version is tried on "
         "some clients, one with an id meets it for as long as that lasts; one without keeps the serving version."
     ),
-    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+    "schema": {"type": "string"},
 }
 _RESPONSES: Final = {
     **answer("At least one image was answered.", DetectAnswer, **_HEADERS),

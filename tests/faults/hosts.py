@@ -67,6 +67,10 @@ class Hosts:
         """Return the command line that puts it back."""
         return ["ip", "-n", self._switch, "link", "set", f"to-{name}", "up"]
 
+    def pids(self, name: str) -> list[str]:
+        """Return the command line that prints the processes of a host, one id a line."""
+        return ["ip", "netns", "pids", self._namespace(name)]
+
     def _namespace(self, name: str) -> str:
         return f"{self._prefix}-{name}"
 

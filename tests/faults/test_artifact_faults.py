@@ -16,6 +16,8 @@ from models.weights.manifest import MANIFEST, ONNX
 from models.weights.mlflow_registry import MlflowRegistry
 from serve.depot import Depot
 from serve.faults import FaultPoints
+from serve.settings import Settings
+from serve.trust import rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,6 +51,7 @@ class Store:
         return Depot(
             self.registry,
             self.cache(),
+            rule=rule_of(Settings(home=self.folder)),
             share=dict,
             in_thread=asyncio.to_thread,
             in_registry_thread=asyncio.to_thread,

@@ -26,6 +26,8 @@ from models.weights.manifest import ONNX
 from serve.depot import Depot
 from serve.faults import FaultPoints
 from serve.rollout_actor import registry_threads
+from serve.settings import Settings
+from serve.trust import rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -143,6 +145,7 @@ def _depot(service: Service, folder: Path, pool: Pool) -> Depot:
     return Depot(
         service.registry(),
         ReleaseCache(folder / "cache"),
+        rule=rule_of(Settings(home=folder)),
         share=dict,
         in_thread=asyncio.to_thread,
         in_registry_thread=pool.run,

@@ -10,5 +10,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from coco import coco
 from running import service
+from scratch import scratch_model
 
-__all__ = ["coco", "service"]
+__all__ = ["coco", "scratch_model", "service"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ from planting import MODEL, copy_of, edit_weights, move_alias, plant, registry_c
 from running import audit
 
 from models.weights import registry as tags
+from models.weights.keys import KeyFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,4 +45,34 @@ def test_promoting_a_bad_release_fails_with_its_reason(service: Service, tmp_pat
     assert promoted.returncode == 1
     assert "golden" in promoted.stderr
     assert service.detect()["metadata"]["version"] == "1"
+    service.settle("1")
+
+
+def test_signatures_are_checked_by_the_running_service_from_the_first_trusted_key_on(
+    service: Service, tmp_path: Path
+) -> None:
+    """A moved one is refused and named, a right one serves and is told of, and no restart is needed for either."""
+    service.settle("1")
+    planted = copy_of(service, "1", tmp_path, 5.0)
+    keys = service.home / "keys"
+    try:
+        assert service.cli("keys", "new", "release").returncode == 0
+        found = KeyFolder(keys).signing()
+        assert found is not None
+        service.registry().sign_version(MODEL, planted.version, found[1].sign(MODEL, "1", planted.digest))
+        promoted = service.cli("promote", MODEL, planted.version)
+        assert promoted.returncode == 1
+        assert "refused at step verify" in promoted.stderr
+        assert "does not fit" in promoted.stderr
+        assert service.detect()["metadata"]["version"] == "1"
+        signed = service.cli("versions", "sign", MODEL, planted.version)
+        assert signed.returncode == 0, signed.stderr
+        assert service.cli("promote", MODEL, planted.version).returncode == 0
+        assert service.detect()["metadata"]["version"] == planted.version
+        verdicts = {each["gate"]: each["reason"] for each in service.rollout()["verdicts"]}
+        assert f"signed by release (key {found[1].public.ident})" in verdicts["signature"]
+        assert f"trusted {found[1].public.ident}" in service.cli("versions", MODEL).stdout
+        service.settle("1")
+    finally:
+        shutil.rmtree(keys, ignore_errors=True)
     service.settle("1")

@@ -20,7 +20,14 @@ GPU_PRECISIONS = {"onnxruntime": ("fp32", "fp16"), "torch": ("fp32", "fp16")}
 
 
 def select_backend(
-    name: str, *, precision: str, threads: int, gpu: bool, gpu_share: float = 1.0, engines: Path | None = None
+    name: str,
+    *,
+    precision: str,
+    threads: int,
+    gpu: bool,
+    gpu_share: float = 1.0,
+    engines: Path | None = None,
+    fake_service_s: float = 0.0,
 ) -> Backend:
     """Return the backend ``name``.
 
@@ -32,6 +39,7 @@ def select_backend(
         gpu: whether a GPU is reserved for this replica.
         gpu_share: GPUs that are reserved, more than 0; below 1 the replica keeps to that part of one's memory.
         engines: folder for engines that TensorRT has built; None builds them for every process.
+        fake_service_s: seconds that a call of the fake backend takes, >= 0.
 
     Raises:
         SettingsError: no such backend, its package is missing, or the combination is impossible.
@@ -42,7 +50,7 @@ def select_backend(
     if name == "fake":
         from models.engine.backends.fake import FakeBackend  # noqa: PLC0415 - a service loads only the runtime it uses
 
-        return FakeBackend(recalls=True, remembered=0)
+        return FakeBackend(fake_service_s, recalls=True, remembered=0)
     _refuse_impossible(name, precision, gpu=gpu)
     if not _installed(name):
         extra = "gpu" if gpu else "cpu"

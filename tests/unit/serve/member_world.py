@@ -14,6 +14,7 @@ from models.weights.cache import ReleaseCache
 from serve.fake_engine import FakeEngine
 from serve.member import Member
 from serve.settings import Settings
+from serve.trust import rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +41,7 @@ class FakeActor:
         digest, files = arrays(1)
         self.attempt = Attempt(4, 1, Target("1", digest, "p1"))
         self.stock: dict[str, Files] = {digest: files}
+        self.signatures: dict[str, str] = {}
         self.lost = False
         self.raises: list[SteelyardError] = []
         self.answer: Join | Refused | None = Join(self.attempt, 1, decided=True)
@@ -89,6 +91,12 @@ class FakeActor:
             raise ConnectionError(msg)
         return self.stock[digest]
 
+    async def signature(self, model: str, version: str, digest: str) -> str:
+        """Return the signature that a test put down, "" for none."""
+        assert (model, bool(digest)) == ("m", True)
+        self._check()
+        return self.signatures.get(version, "")
+
     def _check(self) -> None:
         if self.lost:
             msg = "the actor is dead"
@@ -102,7 +110,7 @@ class Place:
         """Build it; call inside a running loop."""
         self.settings = Settings(home=folder, models=("m",), **settings)
         self.actor, self.engine, self.ledger = FakeActor(), engine or FakeEngine(), FakeLedger()
-        self.cache = ReleaseCache(self.settings.cache)
+        self.cache, self.rule = ReleaseCache(self.settings.cache), rule_of(self.settings)
         self.member = Member(
             "m", "r", self.engine, self.actor, self.ledger, self.cache, self.settings,
             clock=asyncio.get_running_loop().time,

@@ -24,6 +24,7 @@ from serve.reconciler import Parts, Reconciler
 from serve.rollout_actor import prune
 from serve.rollout_metrics import RolloutMetrics
 from serve.settings import Settings
+from serve.trust import rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -74,7 +75,13 @@ class Fleet:
         self.lives += 1
         loop = asyncio.get_running_loop()
         self.depot = depot = Depot(
-            self.registry, self.cache, share=dict, in_thread=_at_once, in_registry_thread=_at_once, faults=self.faults
+            self.registry,
+            self.cache,
+            rule=rule_of(self.settings),
+            share=dict,
+            in_thread=_at_once,
+            in_registry_thread=_at_once,
+            faults=self.faults,
         )
         self.sink = PrometheusSink()
         self.metrics = RolloutMetrics(self.sink, clock=loop.time)
@@ -191,6 +198,11 @@ class Fleet:
         assert model == MODEL
         files: Mapping[str, Any] = await self.actor.files(version, digest)
         return files
+
+    async def signature(self, model: str, version: str, digest: str) -> str:
+        """See ActorPort."""
+        assert model == MODEL
+        return await self.actor.signature(version, digest)
 
 
 async def _at_once(call: Callable[..., Any], *args: object, **named: object) -> Any:

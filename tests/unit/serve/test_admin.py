@@ -16,6 +16,7 @@ from serve.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
 
     import httpx
     from fastapi import FastAPI
@@ -27,10 +28,10 @@ ROLLBACK = "/v1/models/checkout/rollback"
 KEY = "correct horse"
 
 
-@pytest.fixture
-def guarded(service: FakeService) -> FastAPI:
-    """Return an application whose admin routes want a key."""
-    return create_app(service, Settings(host="0.0.0.0", admin_key=KEY))  # type: ignore[arg-type]  # noqa: S104
+@pytest.fixture(params=["0.0.0.0", "127.0.0.1"])  # noqa: S104 - keys are in force there
+def guarded(request: pytest.FixtureRequest, service: FakeService, tmp_path: Path) -> FastAPI:
+    """Return an application whose admin routes want a key, beyond loopback and on it."""
+    return create_app(service, Settings(home=tmp_path, host=request.param, admin_key=KEY))  # type: ignore[arg-type]
 
 
 async def test_promote_and_rollback_return_the_rollout(client: httpx.AsyncClient, service: FakeService) -> None:
@@ -146,7 +147,8 @@ async def test_the_key_opens_from_anywhere(
     headers = {"authorization": f"bearer {KEY}", "host": "detector.example.org"}
     async with connected(guarded) as client:
         assert (await client.post(PROMOTE, json={"version": "2"}, headers=headers)).status_code == 200
-        assert (await client.get("/v1/models/checkout/rollout")).status_code == 200
+        assert (await client.post(ROLLBACK, headers={"x-api-key": KEY})).status_code == 200
+        assert (await client.get("/v1/models/checkout/rollout", headers=headers)).status_code == 200
 
 
 @pytest.mark.parametrize(

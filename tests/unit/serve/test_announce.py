@@ -17,6 +17,13 @@ def test_the_curl_line_names_an_existing_tray_and_works_as_pasted(tmp_path: Path
     assert far[-1] == "http://127.0.0.1:8000/v1/detect"
 
 
+def test_the_curl_line_takes_the_key_from_the_environment(tmp_path: Path) -> None:
+    """Where keys are in force; none is ever printed."""
+    keyed = curl("http://127.0.0.1:8000", tmp_path, with_key=True)
+    assert '-H "X-Api-Key: $STEELYARD_API_KEY"' in keyed
+    assert "X-Api-Key" not in curl("http://127.0.0.1:8000", tmp_path)
+
+
 def test_the_address_goes_to_one_stream_and_notes_to_the_other() -> None:
     """What a script reads is not mixed with what a person reads."""
     out, notes = io.StringIO(), io.StringIO()

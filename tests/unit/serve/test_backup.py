@@ -320,7 +320,7 @@ def head(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], Path]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda head: head.update(format=2), "newer release of Steelyard \\(format 2 of the backup, this one knows 1"),
+        (lambda head: head.update(format=3), "newer release of Steelyard \\(format 3 of the backup, this one knows 2"),
         (lambda head: head.update(home_format=9), "format 9 of the home folder"),
         (lambda head: head.pop("format"), "names no format"),
         (lambda head: head.update(home_format="1"), "names no format"),

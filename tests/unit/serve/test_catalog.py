@@ -57,6 +57,8 @@ async def test_versions_have_the_promised_keys(client: httpx.AsyncClient) -> Non
         "state": "ready",
         "metrics": {"map50_95": 0.5},
         "created": "2026-01-01T00:00:00Z",
+        "signature": "unsigned",
+        "signed_by": None,
     }
 
 

@@ -683,10 +683,37 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_client_of_settings_sends_the_admin_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The key of the settings goes with the requests, the address may come from the environment."""
-    monkeypatch.setenv("STEELYARD_ADMIN_KEY", "secret")
-    client = target.connect(target.read_settings(tmp_path), "http://127.0.0.1:18700")
+@pytest.mark.parametrize(
+    ("given", "variable", "admin", "record", "url", "sent"),
+    [
+        ("given", "variable", "admin", "local", None, "given"),
+        (None, None, "admin", "local", None, "local"),
+        (None, None, "admin", None, None, "admin"),
+        (None, None, None, None, None, None),
+        (None, None, "admin", "local", "http://192.0.2.7:8000", "admin"),
+        (None, None, None, "local", "http://192.0.2.7:8000", None),
+        (None, "variable", None, "local", "http://192.0.2.7:8000", "variable"),
+        ("given", None, None, "local", "http://192.0.2.7:8000", "given"),
+    ],
+)
+def test_which_key_goes_where(  # noqa: PLR0917 - one row of a table
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    given: str | None,
+    variable: str | None,
+    admin: str | None,
+    record: str | None,
+    url: str | None,
+    sent: str | None,
+) -> None:
+    """The one that was given; else the one that the home's own service left there, which goes nowhere else."""
+    for name, value in (("STEELYARD_API_KEY", variable), ("STEELYARD_ADMIN_KEY", admin)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    write_record(tmp_path, ServiceRecord("http://127.0.0.1:18700", os.getpid(), record))
+    client = target.connect(target.read_settings(tmp_path), url, given)
 
     assert isinstance(client, SteelyardClient)
-    assert client._http.headers["Authorization"] == "Bearer secret"
+    assert client.url == (url or "http://127.0.0.1:18700")
+    assert client._http.headers.get("Authorization") == (sent and f"Bearer {sent}")

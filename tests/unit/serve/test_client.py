@@ -176,6 +176,23 @@ def test_changes_are_sent_once_with_the_key(call: Callable[[SteelyardClient], ob
     assert wire.requests[0].headers["Authorization"] == "Bearer secret"
 
 
+@pytest.mark.parametrize(
+    ("key", "variable", "sent"),
+    [(None, None, None), (None, "b", "b"), ("a", "b", "a"), ("", "b", "b"), (None, "", None)],
+)
+def test_a_key_of_the_environment_is_sent(
+    monkeypatch: pytest.MonkeyPatch, key: str | None, variable: str | None, sent: str | None
+) -> None:
+    """Unless one is given; read when a client is made."""
+    monkeypatch.delenv("STEELYARD_API_KEY", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("STEELYARD_API_KEY", variable)
+    wire = FakeWire(httpx.Response(200, json={"models": []}))
+    with wire.client(key=key) as client:
+        client.models()
+    assert wire.requests[0].headers.get("Authorization") == (sent and f"Bearer {sent}")
+
+
 def test_promote_names_the_version() -> None:
     """The body of promote is the documented one."""
     wire = FakeWire(httpx.Response(200, json={"model": "checkout"}))

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
 from models.errors import OverloadedError
-from serve.connection import MINIMUM_BUDGET, BodyBudget, DisconnectGuard, read_body
+from serve import fake_time
+from serve.connection import (
+    LINGER_BYTES,
+    LINGER_S,
+    MINIMUM_BUDGET,
+    STALL_BYTES,
+    STALL_S,
+    BodyBudget,
+    DisconnectGuard,
+    UnreadBody,
+    read_body,
+)
 from serve.errors import BodyTimeoutError, BodyTooLargeError, InvalidBodyError, UnsupportedEncodingError
 
 if TYPE_CHECKING:
@@ -33,10 +44,10 @@ def feed(chunks: Sequence[bytes], *, end: bool = True) -> Receive:
     return receive
 
 
-async def read(receive: Receive, limit: int = 100, seconds: float = 60.0, **headers: str) -> bytes:
+async def read(receive: Receive, limit: int = 100, seconds: float = 60.0, budget: int = 1000, **headers: str) -> bytes:
     """Read a body under test with a budget of its own."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    with BodyBudget(1000).lend() as loan:
+    with BodyBudget(budget).lend() as loan:
         return await read_body(receive, named, limit=limit, seconds=seconds, loan=loan)
 
 
@@ -99,6 +110,121 @@ async def test_a_body_that_never_ends_hits_the_deadline() -> None:
 
     with pytest.raises(BodyTimeoutError):
         await read(receive, seconds=0.0)
+
+
+def dripping(size: int, every_s: float, times: int) -> Receive:
+    """Return a receive that hands out ``size`` bytes every ``every_s`` seconds, ``times`` times, then the end."""
+    left = [times]
+
+    async def receive() -> Message:
+        await asyncio.sleep(every_s)  # of the loop's own, flying time
+        left[0] -= 1
+        return {"type": "http.request", "body": bytes(size), "more_body": left[0] > 0}
+
+    return receive
+
+
+@pytest.mark.parametrize(
+    ("size", "every_s", "seconds", "after_s"),
+    [
+        (1, 1.0, 600.0, STALL_S),
+        (STALL_BYTES, STALL_S + 1.0, 600.0, STALL_S),
+        (STALL_BYTES // 2 - 1, STALL_S / 2, 600.0, STALL_S),
+        (STALL_BYTES, 1.0, 30.0, 30.0),
+    ],
+)
+def test_a_slow_body_is_ended(size: int, every_s: float, seconds: float, after_s: float) -> None:
+    """Trickled, silent and almost fast enough: each ends after STALL_S; what keeps up ends at the deadline."""
+
+    async def attempt() -> float:
+        begun = asyncio.get_running_loop().time()
+        with pytest.raises(BodyTimeoutError):
+            await read(dripping(size, every_s, 10**6), limit=10**9, seconds=seconds, budget=10**9)
+        return asyncio.get_running_loop().time() - begun
+
+    assert fake_time.run(attempt()) == pytest.approx(after_s, abs=0.5)
+
+
+def test_a_body_that_keeps_up_may_take_its_time() -> None:
+    """13 kbit/s for a minute is slow, and enough."""
+    work = read(dripping(STALL_BYTES, STALL_S * 0.9, 7), limit=10**6, seconds=600.0, budget=10**6)
+    assert len(fake_time.run(work)) == 7 * STALL_BYTES
+
+
+POSTED: dict[str, Any] = {"headers": [(b"content-length", b"100000")]}
+
+
+async def refuse(receive: Receive, status: int = 422, scope: dict[str, Any] = POSTED) -> tuple[list[Message], float]:
+    """Answer without reading; return what was sent and how long the end of it took."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    unread = UnreadBody(scope, receive, send)
+    begun = asyncio.get_running_loop().time()
+    await unread.send({"type": "http.response.start", "status": status, "headers": []})
+    await unread.send({"type": "http.response.body", "body": b"no"})
+    await unread.finish()
+    return sent, asyncio.get_running_loop().time() - begun
+
+
+@pytest.mark.parametrize(("status", "seconds"), [(422, LINGER_S), (413, LINGER_S), (200, LINGER_S), (408, 0.0)])
+def test_a_body_that_trickles_in_after_its_answer_ends_the_connection(status: int, seconds: float) -> None:
+    """The client has its answer at once, and some seconds to finish; one that was too slow already has none."""
+    sent, took = fake_time.run(refuse(dripping(1, 1.0, 10**6), status))
+    assert sent[0]["headers"] == [(b"connection", b"close")]
+    assert sent[1:] == [
+        {"type": "http.response.body", "body": b"no", "more_body": True},
+        {"type": "http.response.body", "body": b""},
+    ]
+    assert took == pytest.approx(seconds, abs=0.5)
+
+
+def test_a_client_that_finishes_its_body_or_leaves_is_not_waited_for() -> None:
+    """Reading the rest of a refused upload keeps its answer from being lost in a reset."""
+    assert fake_time.run(refuse(dripping(10, 0.1, 5)))[1] == pytest.approx(0.5, abs=0.2)
+    assert fake_time.run(refuse(feed([b"a"], end=False)))[1] < 0.2
+
+
+async def test_a_flood_that_was_refused_is_not_read_for_long() -> None:
+    """Bytes that come faster than they can be thrown away end the wait, too."""
+    read_so_far = 0
+
+    async def flood() -> Message:
+        nonlocal read_so_far
+        read_so_far += 2**20
+        return {"type": "http.request", "body": bytes(2**20), "more_body": True}
+
+    await refuse(flood)
+    assert read_so_far == LINGER_BYTES
+
+
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"0")], [(b"host", b"x")]])
+async def test_a_request_without_a_body_keeps_its_connection(headers: list[tuple[bytes, bytes]]) -> None:
+    """Nothing is waited for where nothing comes."""
+    sent, _ = await refuse(feed([], end=False), scope={"headers": headers})
+    assert sent[0]["headers"] == []
+    assert sent[1:] == [{"type": "http.response.body", "body": b"no"}]
+
+
+async def test_an_answer_to_a_body_that_was_read_passes_as_it_is() -> None:
+    """The usual request costs a comparison."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    unread = UnreadBody(POSTED, feed([b"a", b"b"]), send)
+    assert await read(unread.receive) == b"ab"
+    messages = [
+        {"type": "http.response.start", "status": 400, "headers": []},
+        {"type": "http.response.body", "body": b"no"},
+    ]
+    for message in messages:
+        await unread.send(message)
+    await unread.finish()
+    assert sent == messages
 
 
 async def test_leaving_while_sending_is_a_disconnect() -> None:

@@ -8,7 +8,7 @@ import pytest
 from models.engine.backends.fake import FakeBackend
 from models.engine.engine import EngineSettings
 from serve import deployment
-from serve.deployment import RESERVE_MB, Detector, engine_settings, make_engine
+from serve.deployment import MOST_IMPORT_S, RESERVE_MB, Detector, engine_settings, make_engine, start_seconds
 from serve.settings import Settings
 
 
@@ -32,7 +32,7 @@ def test_the_runtime_gets_no_more_threads_than_the_engine(monkeypatch: pytest.Mo
     settings = Settings(backend="fake", precision="fp32")
     make_engine(settings, EngineSettings(threads=3), None)  # type: ignore[arg-type]
     common = {"name": "fake", "precision": "fp32", "gpu_share": 1.0, "engines": settings.cache / "engines"}
-    assert asked == [{**common, "threads": 3, "gpu": False}]
+    assert asked == [{**common, "threads": 3, "gpu": False, "fake_service_s": 0.0}]
 
 
 async def test_a_replica_spares_what_stays_before_it_loads_anything(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,9 +42,9 @@ async def test_a_replica_spares_what_stays_before_it_loads_anything(monkeypatch:
     async def start() -> None:
         done.append("start")
 
-    async def build(*_: Any) -> Any:
+    async def build(*_: Any, **__: Any) -> Any:
         done.append("build")
-        return SimpleNamespace(start=start)
+        return SimpleNamespace(start=start), None
 
     monkeypatch.setattr(deployment, "keep_off_the_network", lambda: None)
     monkeypatch.setattr(deployment, "_start_logging", lambda *_: None)
@@ -55,3 +55,17 @@ async def test_a_replica_spares_what_stays_before_it_loads_anything(monkeypatch:
     monkeypatch.setattr(deployment, "spare_what_stays", lambda: done.append("spare"))
     await Detector.__init__(SimpleNamespace(), {}, 1, None)  # type: ignore[misc, arg-type]
     assert done == ["build", "spare", "start"]
+
+
+async def test_a_replica_tells_what_it_holds_and_how_long_it_took_to_start() -> None:
+    """Ray Serve asks its replicas for both."""
+    made: Any = SimpleNamespace(_replica=SimpleNamespace(workload=lambda: {"inside:m": 3.0}), _start_s=9.0)
+    assert await Detector.record_autoscaling_stats(made) == {"inside:m": 3.0, "start_s": 9.0}
+
+
+@pytest.mark.parametrize(
+    ("born", "took"), [(96.0, 12.0), (10.0, 8.0 + MOST_IMPORT_S), (101.0, 8.0)], ids=["new", "kept", "another clock"]
+)
+def test_a_process_that_was_kept_at_hand_did_not_take_so_long_to_start(born: float, took: float) -> None:
+    """Eight seconds from the constructor to the first answer, and what came before it, up to a bound."""
+    assert start_seconds(born, 100.0, 108.0) == took

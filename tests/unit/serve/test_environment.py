@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.environment import ALONE, IDLE, find_launcher, ray_environment, serve_environment, token_path
+from serve.environment import ALONE, IDLE, QUIET, find_launcher, ray_environment, serve_environment, token_path
 from serve.ports import Ports, choose_ports
 from serve.settings import Settings
 
@@ -62,6 +62,15 @@ def test_only_a_ray_of_one_node_keeps_its_resources_to_itself(settings: Settings
     assert pod.items() >= IDLE.items()
     assert alone.items() >= IDLE.items() | ALONE.items()
     assert not pod.keys() & ALONE.keys()
+
+
+def test_libraries_neither_install_nor_report(settings: Settings) -> None:
+    """Every process of the service, in a pod or not, is told to stay off the network."""
+    for make in (serve_environment, ray_environment):
+        environment = make(settings, FOLDER, Ports())
+        assert environment.items() >= QUIET.items()
+    assert QUIET["YOLO_AUTOINSTALL"] == "false"
+    assert QUIET["YOLO_OFFLINE"] == "true"
 
 
 def test_haproxy_waits_longer_than_a_request_may_take() -> None:

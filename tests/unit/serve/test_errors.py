@@ -31,6 +31,7 @@ CASES: list[tuple[Exception, int, str, str | None]] = [
     (edge.UnsupportedMediaTypeError("x"), 415, "unsupported_media_type", None),
     (edge.UnsupportedEncodingError("x"), 415, "unsupported_encoding", None),
     (domain.OverloadedError("x", retry_after_s=2.2), 429, "overloaded", "3"),
+    (domain.QuotaExceededError("x", retry_after_s=1.2), 429, "quota_exceeded", "2"),
     (domain.UnavailableError("x", retry_after_s=0.01), 503, "unavailable", "1"),
     (domain.CapacityError("x"), 503, "unavailable", "1"),
     (edge.NotReadyError("x"), 503, "not_ready", "1"),

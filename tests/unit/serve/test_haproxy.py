@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.haproxy import config_paths, exposed, find_binary, harden, harden_file
+from serve.connection import STALL_S
+from serve.haproxy import CLIENT_TIMEOUT_S, config_paths, exposed, find_binary, harden, harden_file
 
 GENERATED = """global
     log 127.0.0.1:514 local0 info
@@ -111,6 +112,27 @@ def test_errors_of_haproxy_itself_are_problem_json() -> None:
         assert body["status"] == int(line.split()[2])
         assert body["type"] == f"urn:steelyard:error:{body['code']}"
     assert lines[2].endswith(" hdr Retry-After 1")
+
+
+def test_a_made_up_method_is_refused_and_not_logged() -> None:
+    """Ray makes its metrics of HAProxy's log, with the method as a label: made-up ones would fill the memory."""
+    lines = [line.strip() for line in harden(GENERATED, host="127.0.0.1").splitlines()]
+    first = lines.index("frontend http_frontend") + 1
+    unlogged, refused = lines[first : first + 2]
+    known = "unless { method GET HEAD POST PUT PATCH DELETE OPTIONS }"
+    assert unlogged == f"http-request set-log-level silent {known}"
+    assert refused.startswith("http-request return status 405 content-type application/problem+json string ")
+    assert refused.endswith(known)
+    assert json.loads(refused.split("'")[1])["code"] == "method_not_allowed"
+
+
+def test_a_silent_client_ends_after_fifteen_seconds() -> None:
+    """After the replica has given it up, not after Ray's minute or hour."""
+    hardened = harden(GENERATED, host="127.0.0.1")
+    assert [line.split() for line in hardened.splitlines() if line.startswith("    timeout client ")] == [
+        ["timeout", "client", "15s"]
+    ]
+    assert CLIENT_TIMEOUT_S > STALL_S
 
 
 def test_answers_name_their_request_once_and_no_server() -> None:

@@ -49,9 +49,14 @@ def test_the_record_is_the_owners_alone_and_comes_back(tmp_path: Path) -> None:
     """Other commands read url and pid; other users read nothing."""
     write_record(tmp_path, ServiceRecord("http://127.0.0.1:8000", 12))
     file = tmp_path / "service.json"
-    assert json.loads(file.read_text()) == {"url": "http://127.0.0.1:8000", "pid": 12}
+    assert json.loads(file.read_text()) == {"url": "http://127.0.0.1:8000", "pid": 12, "key": None}
     assert file.stat().st_mode & 0o777 == 0o600
     assert read_record(tmp_path) == ServiceRecord("http://127.0.0.1:8000", 12)
+    write_record(tmp_path, ServiceRecord("http://127.0.0.1:8000", 12, "sy_local_s3cret"))
+    record = read_record(tmp_path)
+    assert record == ServiceRecord("http://127.0.0.1:8000", 12, "sy_local_s3cret")
+    assert "s3cret" not in repr(record)
+    assert file.stat().st_mode & 0o777 == 0o600
     remove_record(tmp_path)
     remove_record(tmp_path)
     assert read_record(tmp_path) is None

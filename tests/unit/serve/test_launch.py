@@ -53,6 +53,13 @@ def test_a_missing_weights_file_touches_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "home").exists()
 
 
+def test_a_start_beyond_loopback_without_keys_touches_nothing(tmp_path: Path) -> None:
+    """It is refused before there is a home, a process or a port."""
+    with pytest.raises(SettingsError, match="steelyard access add NAME --scope predict"):
+        run(Settings(home=tmp_path / "home", host="0.0.0.0"), {"checkout": None})  # noqa: S104
+    assert not (tmp_path / "home").exists()
+
+
 def test_what_a_dead_service_left_behind_is_cleared(tmp_path: Path) -> None:
     """Its record, its folder and its processes go; a folder that is not one of ours stays."""
     folder = tmp_path / f"{PREFIX}dead"

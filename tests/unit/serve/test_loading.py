@@ -6,10 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from member_world import Place, arrays
+from member_world import FakeActor, Place, arrays
 
 from models.errors import ReleaseFaultError, ReleaseRejectedError
 from models.rollout.messages import Attempt, Directive, Failure, Target
+from models.weights.keys import KeyFolder
 from models.weights.manifest import ONNX
 from serve.fake_engine import FakeEngine
 from serve.fake_time import run
@@ -17,7 +18,11 @@ from serve.faults import FaultPoints
 from serve.loading import Loader, as_failure
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from models.types import Release
 
@@ -48,7 +53,15 @@ def test_a_damaged_copy_speaks_against_this_machine_and_not_the_release(tmp_path
         digest = place.actor.attempt.target.digest
         place.cache.put(digest, place.actor.stock.pop(digest))
         _damage(tmp_path)
-        loader = Loader("m", place.engine, place.actor, place.cache, faults=FaultPoints(allowed=False), timeout_s=5.0)
+        loader = Loader(
+            "m",
+            place.engine,
+            place.actor,
+            place.cache,
+            rule=place.rule,
+            faults=FaultPoints(allowed=False),
+            timeout_s=5.0,
+        )
         with pytest.raises(ReleaseFaultError, match=r"copy of version 1 of m .* is damaged") as told:
             await loader.load(place.actor.attempt)
         assert not as_failure(told.value).permanent
@@ -63,7 +76,9 @@ def test_a_release_that_is_loaded_needs_no_files(tmp_path: Path) -> None:
         place = Place(tmp_path)
         attempt = place.actor.attempt
         engine = FakeEngine()
-        loader = Loader("m", engine, place.actor, None, faults=FaultPoints(allowed=False), timeout_s=5.0)
+        loader = Loader(
+            "m", engine, place.actor, None, rule=place.rule, faults=FaultPoints(allowed=False), timeout_s=5.0
+        )
         await loader.load(attempt)
         place.actor.stock.clear()
         await loader.load(attempt)
@@ -153,5 +168,93 @@ def test_files_that_are_not_what_the_ledger_names_are_refused(tmp_path: Path) ->
         with pytest.raises(ReleaseRejectedError) as caught:
             await place.member.start()
         assert caught.value.step == "verify"
+
+    run(story())
+
+
+def _sign(place: Place, version: str) -> str:
+    """Return a trusted key's signature of the release that is committed, under ``version``."""
+    folder = KeyFolder(place.settings.keys_folder)
+    if folder.signing() is None:
+        folder.new("mine")
+    found = folder.signing()
+    assert found is not None
+    return found[1].sign("m", version, place.actor.attempt.target.digest)
+
+
+def test_a_replica_verifies_the_signature_itself(tmp_path: Path) -> None:
+    """It trusts no actor: a moved signature is refused before the engine sees a byte, a sound one is kept."""
+
+    async def story() -> None:
+        place = Place(tmp_path)
+        digest = place.actor.attempt.target.digest
+        place.actor.signatures["1"] = _sign(place, "2")
+        with pytest.raises(ReleaseRejectedError, match="does not fit") as told:
+            await place.member.start()
+        assert told.value.step == "verify"
+        assert place.engine.calls == ["hold"]
+        place.actor.signatures["1"] = _sign(place, "1")
+        await place.member.start()
+        assert place.engine.active == (digest, 4)
+        assert place.cache.signatures.get("m", "1", digest) == _sign(place, "1")
+
+    run(story())
+
+
+@pytest.mark.parametrize("kept", ["sound", "moved", "none"])
+def test_a_cached_release_is_verified_without_the_actor(tmp_path: Path, kept: str) -> None:
+    """At a cold start only what lies beside the cached release tells who signed it."""
+
+    async def story() -> None:
+        place = Place(tmp_path, require_signed=True)
+        digest = place.actor.attempt.target.digest
+        place.cache.put(digest, place.actor.stock.pop(digest))
+        sound = _sign(place, "1")
+        if kept != "none":
+            place.cache.signatures.keep("m", "1", digest, sound if kept == "sound" else _sign(place, "2"))
+        loader = Loader(
+            "m", place.engine, _Mute(), place.cache, rule=place.rule, faults=FaultPoints(allowed=False), timeout_s=5.0
+        )
+        if kept == "sound":
+            await loader.load(place.actor.attempt)
+            assert place.engine.calls == ["prepare 1"]
+            return
+        with pytest.raises(ReleaseRejectedError if kept == "moved" else ConnectionError):
+            await loader.load(place.actor.attempt)
+        assert place.engine.calls == []
+
+    run(story())
+
+
+class _Mute(FakeActor):
+    """An actor that hands out neither files nor signatures."""
+
+    async def signature(self, model: str, version: str, digest: str) -> str:
+        """Fail as a dead actor does."""
+        raise ConnectionError(model, version, digest)
+
+    async def files(self, model: str, version: str, digest: str) -> Mapping[str, NDArray[np.uint8]]:
+        """Fail as a dead actor does."""
+        raise ConnectionError(model, version, digest)
+
+
+def test_a_resident_release_of_a_distrusted_key_does_not_come_back(tmp_path: Path) -> None:
+    """A rollback obeys the rule, without hashing anything."""
+
+    async def story() -> None:
+        place = Place(tmp_path)
+        attempt = place.actor.attempt
+        place.actor.signatures["1"] = _sign(place, "1")
+        loader = Loader(
+            "m", place.engine, place.actor, None, rule=place.rule, faults=FaultPoints(allowed=False), timeout_s=5.0
+        )
+        await loader.load(attempt)
+        place.actor.stock.clear()
+        await loader.load(attempt)
+        KeyFolder(place.settings.keys_folder).distrust("mine")
+        with pytest.raises(ReleaseRejectedError, match="not trusted here"):
+            await loader.load(attempt)
+        assert loader.loaded is None
+        assert place.engine.calls == ["prepare 1"]
 
     run(story())

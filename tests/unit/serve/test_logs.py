@@ -8,7 +8,7 @@ import queue
 
 import orjson
 
-from serve.logs import BoundedQueueHandler, JsonFormatter, setup_logging
+from serve.logs import BoundedQueueHandler, JsonFormatter, setup_logging, without_messages
 
 
 def test_lines_are_json_with_known_fields_only() -> None:
@@ -32,6 +32,39 @@ def test_lines_are_json_with_known_fields_only() -> None:
     }  # fmt: skip
     assert "ValueError: why" in second["exception"]
     assert logging.getLogger("serve").propagate
+
+
+def _fail_on(text: str) -> None:
+    raise ValueError(text)
+
+
+def test_what_ended_a_request_is_told_without_its_words() -> None:
+    """A library's message may quote the client; types and places, those of the cause too, are enough to find it."""
+    stream = io.StringIO()
+    stop = setup_logging("info", stream)
+    try:
+        try:
+            try:
+                _fail_on("canary")
+            except ValueError as error:
+                raise KeyError("canary") from error  # noqa: EM101 - the message is what must not show
+        except KeyError:
+            logging.getLogger("serve.somewhere").exception("request failed", extra={"request_id": "a"})
+    finally:
+        stop()
+    assert "canary" not in stream.getvalue()
+    told = orjson.loads(stream.getvalue())["exception"].splitlines()
+    assert told[0].endswith("KeyError")
+    assert told[1].startswith("after ")
+    assert "_fail_on (" in told[1]
+    assert told[1].endswith("ValueError")
+
+
+def test_causes_that_run_in_a_circle_end() -> None:
+    """An exception may be its own cause's cause."""
+    first, second = ValueError(), KeyError()
+    first.__cause__, second.__cause__ = second, first
+    assert without_messages(first) == "ValueError\nafter KeyError"
 
 
 def test_a_writer_that_is_behind_costs_lines_not_time() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -12,7 +13,9 @@ from starlette.requests import ClientDisconnect
 
 from models.errors import OverloadedError
 from serve import middleware
+from serve.access_file import AccessFile
 from serve.context import context_of
+from serve.guard import Guard
 from serve.middleware import EdgeMiddleware
 from serve.prometheus import PrometheusSink
 from serve.telemetry import HttpMetrics
@@ -20,6 +23,7 @@ from serve.telemetry import HttpMetrics
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+OPEN = Guard(AccessFile(Path("nowhere"), demanded=False), anonymous_predict=False, webhook=False)
 SCOPE = {"type": "http", "method": "GET", "path": "/", "headers": []}
 
 
@@ -33,7 +37,7 @@ async def drive(app: ASGIApp, sent: list[Message] | None = None, **options: Any)
     async def send(message: Message) -> None:
         messages.append(message)
 
-    await EdgeMiddleware(app, longest_s=30.0, **options)(dict(SCOPE), receive, send)
+    await EdgeMiddleware(app, longest_s=30.0, guard=OPEN, **options)(dict(SCOPE), receive, send)
     return messages
 
 
@@ -110,6 +114,21 @@ async def test_requests_are_counted_under_their_outcome() -> None:
     assert 'steelyard_http_requests_total{method="GET",route="unrouted",status="204"} 1.0' in text
     assert 'steelyard_http_requests_total{method="GET",route="unrouted",status="499"} 2.0' in text
     assert 'steelyard_http_request_seconds_count{route="unrouted"} 3.0' in text
+    assert "steelyard_http_requests_in_flight 0.0" in text
+
+
+async def test_requests_in_flight_are_counted() -> None:
+    """A request counts from its entry until it has ended, however it ends."""
+    sink = PrometheusSink()
+    during: list[bytes] = []
+
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        during.append(sink.render())
+        raise RuntimeError
+
+    await drive(app, metrics=HttpMetrics(sink))
+    assert b"steelyard_http_requests_in_flight 1.0" in during[0]
+    assert b"steelyard_http_requests_in_flight 0.0" in sink.render()
 
 
 async def test_the_context_is_built_once_from_the_clock() -> None:
@@ -133,5 +152,5 @@ async def test_other_connections_pass_untouched() -> None:
     async def nothing(*_: Any) -> Any:
         return {}
 
-    await EdgeMiddleware(app, longest_s=1.0)({"type": "lifespan"}, nothing, nothing)
+    await EdgeMiddleware(app, longest_s=1.0, guard=OPEN)({"type": "lifespan"}, nothing, nothing)
     assert seen == ["lifespan"]

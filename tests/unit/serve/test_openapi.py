@@ -50,7 +50,7 @@ def test_the_detect_routes_are_described_whole(app: FastAPI) -> None:
         }
         assert [p["name"] for p in operation["parameters"] if p["in"] == "query"] == list(NAMES)
         assert set(operation["responses"]) == {
-            "200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504",
+            "200", "400", "401", "403", "404", "408", "413", "415", "422", "429", "500", "503", "504",
         }  # fmt: skip
         assert {"X-Model-Version", "X-Weights-Digest", "Server-Timing", "X-Request-Id"} == set(
             operation["responses"]["200"]["headers"]
@@ -95,9 +95,15 @@ async def test_a_model_that_is_loading_fits_too(app: FastAPI, client: httpx.Asyn
     checker(app, "ModelDetail").validate((await client.get("/v1/models/checkout")).json())
 
 
-def test_admin_routes_name_their_key(app: FastAPI) -> None:
-    """Tools that read the document know where the key goes."""
+def test_routes_name_how_a_key_is_sent(app: FastAPI) -> None:
+    """Tools that read the document know where the key goes, and what its lack is answered; probes take none."""
     schema = app.openapi()
-    assert schema["components"]["securitySchemes"] == {"admin": {"type": "http", "scheme": "bearer"}}
-    for action in ("promote", "rollback"):
-        assert schema["paths"][f"/v1/models/{{model}}/{action}"]["post"]["security"] == [{"admin": []}]
+    assert schema["components"]["securitySchemes"] == {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+    }
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            keyless = path.startswith(("/healthz/", "/v1/hooks/"))
+            assert operation.get("security") == (None if keyless else [{"bearer": []}, {"header": []}, {}])
+            assert keyless or {"401", "403"} <= operation["responses"].keys()

@@ -1,5 +1,7 @@
 """Waiting for a service that was just deployed."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -84,3 +86,26 @@ def test_waiting_ends_when_the_check_raises() -> None:
 def test_nobody_answering_is_no_error() -> None:
     """The probe of a closed port reports status 0."""
     assert get_json(f"http://127.0.0.1:{free_ports(1)[0]}/healthz/ready") == (0, {})
+
+
+@pytest.mark.parametrize("key", [None, "sy_local_00"])
+def test_a_key_is_sent_where_there_is_one(key: str | None) -> None:
+    """The launcher's own, once keys are in force."""
+    seen: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("X-Api-Key"))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: Any) -> None:
+            """Be quiet."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.handle_request, daemon=True)
+        thread.start()
+        assert get_json(f"http://127.0.0.1:{server.server_port}/", key=key) == (200, {})
+        thread.join(timeout=10)
+    assert seen == [key]

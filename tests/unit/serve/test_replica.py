@@ -15,6 +15,7 @@ from models.types import Contract, Release, Thresholds
 from models.weights.fake_registry import FakeRegistry
 from models.weights.registry import VersionInfo
 from serve.replica import MOST_REGISTRY_READS, REGISTRY_THREADS, IdleClock, Replica
+from serve.service import OPERATOR
 from serve.webhook import Delivery
 
 
@@ -102,14 +103,16 @@ class FakeFleet:
         return {"model": model}
 
     async def promote(
-        self, model: str, version: str, *, reason: str = "promote", order: Order = PLAIN
+        self, model: str, version: str, *, reason: str = "promote", order: Order = PLAIN, who: str = OPERATOR
     ) -> dict[str, object]:
         """Return the version as desired, and what came with it where that is anything."""
+        assert who == OPERATOR
         asked = {} if order == PLAIN else {"reason": reason, "order": order}
         return {"model": model, "desired": version, **asked}
 
-    async def rollback(self, model: str) -> dict[str, object]:
+    async def rollback(self, model: str, *, who: str = OPERATOR) -> dict[str, object]:
         """Return a fixed version as desired."""
+        assert who == OPERATOR
         return {"model": model, "desired": "1"}
 
     async def hint(self, model: str, delivery: Delivery) -> bool:
@@ -191,6 +194,35 @@ async def test_a_dead_member_loop_fails_the_health_check(parts: Parts) -> None:
     parts.members["street"].end.set()
     await asyncio.sleep(0.01)
     assert parts.replica.failure() == "the rollout member of street has stopped"
+
+
+async def test_further_upkeep_goes_on_with_the_replica(parts: Parts) -> None:
+    """It starts and stops with the replica, and one that ends is told like any other."""
+    running, end = asyncio.Event(), asyncio.Event()
+
+    async def watch() -> None:
+        running.set()
+        await end.wait()
+
+    replica = Replica(
+        parts.engines,
+        parts.members,
+        parts.idle,
+        fleet=FakeFleet(),
+        registry=FakeRegistry(),
+        exposition=parts.exposition,
+        refresh=parts.refresh,
+        idle_check_s=60.0,
+        upkeep={"the watch": watch},
+        sleep=parts.time.sleep,
+    )
+    await replica.start()
+    await asyncio.wait_for(running.wait(), 30)
+    assert replica.failure() is None
+    end.set()
+    await asyncio.sleep(0.01)
+    assert replica.failure() == "the watch has stopped"
+    await replica.stop()
 
 
 async def test_doubt_is_no_reason_to_replace_a_replica(parts: Parts) -> None:

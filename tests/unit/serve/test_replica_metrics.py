@@ -28,11 +28,15 @@ class FakeInstrument:
         self.tags = tags
         return self
 
-    def record(self, value: float, tags: dict[str, str]) -> None:
-        """Note the value."""
+    def _record(self, value: float, tags: dict[str, str]) -> None:
         self.calls.append((value, tags))
 
-    inc = set = observe = record
+    set = observe = _record
+
+    def inc(self, value: float, tags: dict[str, str]) -> None:
+        """Note the value; 0 is an error, as in Ray."""
+        assert value > 0
+        self._record(value, tags)
 
 
 @pytest.fixture(name="made")
@@ -56,12 +60,12 @@ def test_every_series_names_its_replica(made: list[FakeInstrument]) -> None:
     assert made[1].arguments[0] == list(STAGE_SECONDS.buckets)
 
 
-def test_adding_nothing_is_no_error(made: list[FakeInstrument]) -> None:
-    """An image without boxes adds 0, which Ray's counter would refuse."""
+def test_adding_nothing_shows_the_series(made: list[FakeInstrument]) -> None:
+    """Ray's ``inc`` refuses 0; a series that is there before its first event lets ``increase`` see that one too."""
     sink = RaySink("r1")
     sink.counter(IMAGES).inc({"model": "checkout", "outcome": "ok"}, 0.0)
     sink.refresh()
-    assert made[0].calls == []
+    assert made[0].calls == [(0.0, {"model": "checkout", "outcome": "ok"})]
 
 
 def test_a_refresh_sets_every_gauge_to_its_last_value(made: list[FakeInstrument]) -> None:

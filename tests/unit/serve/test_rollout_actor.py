@@ -8,8 +8,9 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,9 +27,6 @@ from serve.rollout_actor import RolloutActor, _threads, fingerprint, prune
 from serve.rollout_client import RolloutClient
 from serve.settings import Settings
 from serve.webhook import Deliveries, Delivery
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ONE, TWO, THREE, FOUR, FIVE = ("ab" * 32, "cd" * 32, "ef" * 32, "01" * 32, "23" * 32)
 
@@ -54,6 +52,8 @@ ONE, TWO, THREE, FOUR, FIVE = ("ab" * 32, "cd" * 32, "ef" * 32, "01" * 32, "23" 
         ({"webhook_secret": SecretStr("secret")}, True),
         ({"keep_versions": 3}, False),
         ({"keep_days": 3.0}, False),
+        ({"require_signed": True}, False),
+        ({"keys": Path("elsewhere")}, False),
     ],
 )
 def test_a_fingerprint_changes_with_what_the_actor_works_with(

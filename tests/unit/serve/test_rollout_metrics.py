@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serve.prometheus import PrometheusSink
-from serve.rollout_metrics import RolloutMetrics
+from serve.rollout_metrics import STATES, RolloutMetrics
 
 
 def test_the_age_grows_until_the_alias_is_read() -> None:
@@ -38,3 +38,23 @@ def test_failed_readings_and_told_rollouts_are_counted() -> None:
         'steelyard_rollout_runs_total{model="a",outcome="lost"} 1.0',
     ):
         assert f"{line}\n" in text
+
+
+def test_a_rollout_is_in_one_state_and_ends_once() -> None:
+    """All states and results are there from the start, so that the first of each is seen as an increase."""
+    sink = PrometheusSink()
+    observer = RolloutMetrics(sink).of("a")
+    assert 'steelyard_rollouts_total{model="a",result="rejected"} 0.0' in sink.render().decode()
+    observer.stands("preparing")
+    observer.stands("rejected")
+    observer.ended("rejected", 3.0)
+    text = sink.render().decode()
+    for line in (
+        'steelyard_rollout_state{model="a",state="preparing"} 0.0',
+        'steelyard_rollout_state{model="a",state="rejected"} 1.0',
+        'steelyard_rollouts_total{model="a",result="rejected"} 1.0',
+        'steelyard_rollouts_total{model="a",result="committed"} 0.0',
+        'steelyard_rollout_seconds_bucket{le="5.0",model="a",result="rejected"} 1.0',
+    ):
+        assert f"{line}\n" in text
+    assert text.count("steelyard_rollout_state{") == len(STATES)

@@ -86,9 +86,9 @@ def test_a_later_start_leaves_the_operators_choice_alone() -> None:
 def test_a_demo_registered_halfway_is_completed() -> None:
     """A start that was interrupted between the two versions ends like one that was not."""
     registry = FakeRegistry()
-    module._stock_demo(registry, print, lambda _stage, _done: None)
+    module._stock_demo(registry, print, lambda _stage, _done: None, None)
     once = [info.version for info in registry.versions("checkout")]
-    module._stock_demo(registry, print, lambda _stage, _done: None)
+    module._stock_demo(registry, print, lambda _stage, _done: None, None)
     assert [info.version for info in registry.versions("checkout")] == once
 
 

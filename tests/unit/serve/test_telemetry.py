@@ -11,9 +11,10 @@ import pytest
 
 from models.types import Answer, Detections, ReleaseId, Thresholds, Timings
 from serve import telemetry
+from serve.instruments import Metric
 from serve.logs import JsonFormatter
 from serve.prometheus import PrometheusSink
-from serve.telemetry import EngineMetrics, HttpMetrics, Metric
+from serve.telemetry import EngineMetrics, HttpMetrics
 
 ONE = ReleaseId("checkout", "1", "a" * 64)
 TWO = ReleaseId("checkout", "2", "b" * 64)
@@ -31,7 +32,9 @@ def test_every_event_of_the_engine_is_counted() -> None:
     observer = EngineMetrics(sink).of("checkout")
     observer.answered(answer())
     observer.refused("overloaded")
-    observer.batch_started(ONE, 3, 5)
+    observer.batch_started(ONE, 3, 2)
+    observer.looked(answer())
+    observer.sampled(5, 2, 3, 4)
     observer.batch_finished(ONE, 3, 0.04, None)
     observer.batch_finished(ONE, 3, 0.04, RuntimeError())
     observer.prepared(ONE, 1.5)
@@ -47,12 +50,18 @@ def test_every_event_of_the_engine_is_counted() -> None:
         'steelyard_images_total{model="checkout",outcome="overloaded"} 1.0',
         'steelyard_answers_total{model="checkout",version="1"} 1.0',
         'steelyard_boxes_total{model="checkout",version="1"} 2.0',
-        'steelyard_stage_seconds_sum{model="checkout",stage="infer"} 0.03',
-        'steelyard_stage_seconds_bucket{le="0.03",model="checkout",stage="infer"} 1.0',
+        'steelyard_stage_seconds_sum{model="checkout",stage="infer",version="1"} 0.03',
+        'steelyard_stage_seconds_bucket{le="0.03",model="checkout",stage="infer",version="1"} 1.0',
         'steelyard_batch_images_sum{model="checkout"} 3.0',
         'steelyard_batch_seconds_count{model="checkout"} 1.0',
-        'steelyard_batch_failures_total{model="checkout"} 1.0',
+        'steelyard_batch_failures_total{model="checkout",version="1"} 1.0',
+        'steelyard_lane_seconds_total{model="checkout"} 0.08',
+        'steelyard_lanes{model="checkout"} 4.0',
+        'steelyard_sight_answers_total{model="checkout",version="1"} 1.0',
+        'steelyard_sight_boxes_total{class="0",model="checkout",version="1"} 2.0',
         'steelyard_queued_images{model="checkout"} 5.0',
+        'steelyard_batches_running{model="checkout"} 2.0',
+        'steelyard_leases{model="checkout"} 3.0',
         'steelyard_prepare_seconds_sum{model="checkout"} 1.5',
         'steelyard_flips_total{model="checkout"} 2.0',
         'steelyard_generation{model="checkout"} 2.0',
@@ -77,10 +86,10 @@ def test_histograms_of_stages_and_batches_take_every_fourth() -> None:
     text = sink.render().decode()
     for line in (
         'steelyard_answers_total{model="checkout",version="1"} 9.0',
-        'steelyard_stage_seconds_count{model="checkout",stage="infer"} 3.0',
+        'steelyard_stage_seconds_count{model="checkout",stage="infer",version="1"} 3.0',
         'steelyard_batch_images_sum{model="checkout"} 15.0',
         'steelyard_batch_seconds_count{model="checkout"} 2.0',
-        'steelyard_batch_failures_total{model="checkout"} 3.0',
+        'steelyard_batch_failures_total{model="checkout",version="1"} 3.0',
     ):
         assert line in text, line
 
@@ -105,6 +114,35 @@ def test_several_models_share_one_set_of_instruments() -> None:
     metrics.of("checkout").refused("x")
     metrics.of("street").refused("x")
     assert b'{model="street",outcome="x"} 1.0' in sink.render()
+
+
+def test_what_has_not_happened_yet_is_shown_as_nothing() -> None:
+    """A counter that begins with 1 hides its first event from ``increase``, and with it from the alert on it."""
+    sink = PrometheusSink()
+    EngineMetrics(sink).of("checkout").flipped(ONE, 1)
+    text = sink.render().decode()
+    for line in (
+        'steelyard_images_total{model="checkout",outcome="overloaded"} 0.0',
+        'steelyard_images_total{model="checkout",outcome="image_too_large"} 0.0',
+        'steelyard_answers_total{model="checkout",version="1"} 0.0',
+        'steelyard_batch_failures_total{model="checkout",version="1"} 0.0',
+        'steelyard_shapes_compiled_total{model="checkout",outcome="failed"} 0.0',
+        'steelyard_sight_empty_total{model="checkout",version="1"} 0.0',
+    ):
+        assert line in text, line
+
+
+def test_the_versions_of_a_long_life_do_not_fill_the_scrape() -> None:
+    """The first sixteen keep their names, further ones share one; what serves is always named."""
+    sink = PrometheusSink()
+    observer = EngineMetrics(sink).of("checkout")
+    for number in range(1, telemetry.MOST_VERSIONS + 4):
+        observer.flipped(ReleaseId("checkout", str(number), "a" * 64), number)
+    observer.flipped(ReleaseId("checkout", "1", "a" * 64), 99)
+    text = sink.render().decode()
+    answers = re.findall(r'^steelyard_answers_total\{model="checkout",version="(\w+)"', text, re.MULTILINE)
+    assert answers == [*map(str, range(1, 17)), "other"]
+    assert f'steelyard_serving{{digest="{"a" * 64}",model="checkout",version="19"}} 0.0' in text
 
 
 def test_a_method_that_a_client_makes_up_is_no_new_series() -> None:

@@ -233,3 +233,46 @@ async def test_the_door_reckons_with_the_threads_that_work(
         monkeypatch.setattr(engine._door, "check", lambda *given: workers.append(given[-1]))
         await engine.detect(png(1), PLAIN, CONTEXT)
     assert workers == [2]
+
+
+async def test_the_work_inside_is_what_waits_and_what_runs(way: Callable, make_release: Callable[..., Release]) -> None:
+    """A batch of two that runs and one that waits are three images; nothing is inside once they are answered."""
+    gate = Gate()
+    async with Engine(FakeBackend(0.01, plan=way(1, 2), sleep=gate)) as engine:
+        await serve(engine, make_release())
+        assert (engine.inside, engine.images_a_second, engine.image_s) == (0, 0.0, 0.0)
+        gate.shut()
+        asked = [asyncio.create_task(engine.detect(png(seed), PLAIN, CONTEXT)) for seed in range(3)]
+        await gate.entered()
+        for _ in range(2000):
+            if engine.queued + engine.running < len(asked) and engine.inside == len(asked):
+                break
+            await asyncio.sleep(0.005)
+        inside = engine.inside
+        gate.open.set()
+        await asyncio.gather(*asked)
+        for seed in range(4):
+            await engine.detect(png(seed), PLAIN, CONTEXT)
+        assert (inside, engine.inside) == (3, 0)
+        assert engine.images_a_second > 0.0
+        assert engine.image_s > 0.0
+
+
+async def test_an_answer_tells_its_course(way: Callable, make_release: Callable[..., Release]) -> None:
+    """Every stage in its order, and the one batch that several images of a tick shared."""
+    async with Engine(FakeBackend(plan=way(1, 8))) as engine:
+        await serve(engine, make_release())
+        answers = await asyncio.gather(*(engine.detect(png(seed), PLAIN, CONTEXT) for seed in range(6)))
+        lanes_decode = engine._decoded_by_lanes()
+    sizes: dict[int, list[int]] = {}
+    for answer in answers:
+        course = answer.course
+        assert course is not None
+        first, second = (course.queue, course.decode) if lanes_decode else (course.decode, course.queue)
+        moments = [*first, *second, course.batch.begun, course.batch.ended, *course.post]
+        assert moments == sorted(moments)
+        assert answer.timings.infer_ms == pytest.approx(1e3 * (course.batch.ended - course.batch.begun))
+        assert answer.timings.post_ms == pytest.approx(1e3 * (course.post.ended - course.post.begun))
+        sizes.setdefault(course.batch.number, []).append(course.batch.size)
+    assert all(len(each) == each[0] == max(each) for each in sizes.values())
+    assert course.batch.lane == 0

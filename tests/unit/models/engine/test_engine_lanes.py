@@ -61,13 +61,13 @@ class Batches(NullObserver):
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the names of the threads that have decoded, in order."""
     names: list[str] = []
-    decode = detect_module.decode
+    examine = detect_module.examine
 
     def noted(*arguments: object) -> object:
         names.append(threading.current_thread().name)
-        return decode(*arguments)
+        return examine(*arguments)
 
-    monkeypatch.setattr(detect_module, "decode", noted)
+    monkeypatch.setattr(detect_module, "examine", noted)
     return names
 
 

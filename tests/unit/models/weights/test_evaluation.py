@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,17 +11,19 @@ from models.errors import ConversionError, EvaluationError, ReleaseRejectedError
 from models.weights import evaluation
 from models.weights.evaluation import evaluate
 from models.weights.fake_registry import FakeRegistry
+from models.weights.keys import KeyFolder
 from models.weights.registry import DIGEST_TAG
+from models.weights.trust import SignatureRule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
     from models.weights.manifest import Manifest
 
+RULE = SignatureRule(KeyFolder(Path("nowhere")), required=False)
 RESULT = {"map50_95": 0.6, "map50": 0.9, "boxes": 7, "method": "test 1"}
 
 
@@ -65,7 +68,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_an_evaluation_is_kept_with_its_data(registry: FakeRegistry, data: Path, asked: list[dict[str, Any]]) -> None:
     """The release's own network is run on every image, and the registry remembers on which data."""
-    found = evaluate(registry, "m", "1", data)
+    found = evaluate(registry, "m", "1", data, rule=RULE)
     assert registry.evaluations("m", "1") == (found,)
     assert (found.map50_95, found.map50, found.images, found.boxes) == (0.6, 0.9, 1, 7)
     assert (found.release, found.data_name) == (registry.version("m", "1").digest, "set/data.yaml")
@@ -73,7 +76,7 @@ def test_an_evaluation_is_kept_with_its_data(registry: FakeRegistry, data: Path,
     assert request["onnx"].endswith("release/model.onnx")
     assert request["contract"]["names"] == ("apple", "pear")
     assert request["samples"] == [[str(data.parent / "images" / "a.jpg"), str(data.parent / "labels" / "a.txt")]]
-    assert evaluate(registry, "m", "1", data).data == found.data
+    assert evaluate(registry, "m", "1", data, rule=RULE).data == found.data
     assert len(registry.evaluations("m", "1")) == 1
 
 
@@ -93,7 +96,7 @@ def test_what_the_child_says_is_checked(
     """It worked on an untrusted file; nothing of it is stored."""
     monkeypatch.setattr(evaluation.sandbox, "run_sandboxed", lambda *_, **__: result)
     with pytest.raises(EvaluationError):
-        evaluate(registry, "m", "1", data)
+        evaluate(registry, "m", "1", data, rule=RULE)
     assert registry.evaluations("m", "1") == ()
 
 
@@ -108,23 +111,23 @@ def test_data_that_changes_meanwhile_is_not_compared(
 
     monkeypatch.setattr(evaluation.sandbox, "run_sandboxed", run)
     with pytest.raises(EvaluationError, match="changed"):
-        evaluate(registry, "m", "1", data)
+        evaluate(registry, "m", "1", data, rule=RULE)
     assert registry.evaluations("m", "1") == ()
 
 
 def test_each_refusal_comes_before_any_work(registry: FakeRegistry, data: Path, asked: list[dict[str, Any]]) -> None:
     """Unknown versions, unfinished ones, tampered files, foreign classes."""
     with pytest.raises(UnknownVersionError):
-        evaluate(registry, "m", "9", data)
+        evaluate(registry, "m", "9", data, rule=RULE)
     data.write_text("val: images\nnames: [pear, apple]\n", encoding="utf-8")
     with pytest.raises(EvaluationError, match="'pear' in the data"):
-        evaluate(registry, "m", "1", data)
+        evaluate(registry, "m", "1", data, rule=RULE)
     registry.files["m", "1"]["model.onnx"] = b"other"
     with pytest.raises(ReleaseRejectedError):
-        evaluate(registry, "m", "1", data)
+        evaluate(registry, "m", "1", data, rule=RULE)
     registry.set_state("m", "1", "")
     with pytest.raises(EvaluationError, match="not ready"):
-        evaluate(registry, "m", "1", data)
+        evaluate(registry, "m", "1", data, rule=RULE)
     assert asked == []
 
 
@@ -139,4 +142,4 @@ def test_a_child_that_refuses_is_an_evaluation_that_failed(
 
     monkeypatch.setattr(evaluation.sandbox, "run_sandboxed", run)
     with pytest.raises(EvaluationError, match=r"a\.jpg cannot be read"):
-        evaluate(registry, "m", "1", data)
+        evaluate(registry, "m", "1", data, rule=RULE)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from models.errors import RegistryError
+from models.errors import RegistryError, UnknownVersionError
 from models.rollout.order import PLAIN, Order
 from models.weights.mlflow_registry import MlflowRegistry, open_registry
 from models.weights.registry import DIGEST_TAG, EVALUATION_TAG, PROMOTION_TAG, SERVING_TAG, STATE_TAG
@@ -71,6 +71,47 @@ def test_the_ready_tag_is_written_last(registry: MlflowRegistry, folder: Path, m
     assert (info.state, info.digest) == ("", "a")
     client.set_model_version_tag("crashed", "1", STATE_TAG, "ready")
     assert registry.version("crashed", "1").state == "ready"
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_a_crash_while_signing_leaves_no_ready_version(
+    registry: MlflowRegistry, folder: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """Before the signature and between it and the ready tag: for the fleet the version does not exist."""
+    client, model = _client(registry), f"half-{writes}"
+    original, done = client.set_model_version_tag, []
+
+    def crash(*arguments: object) -> None:
+        if len(done) == writes:
+            raise ConnectionError
+        done.append(arguments)
+        original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "set_model_version_tag", crash)
+        with pytest.raises(RegistryError):
+            registry.create_version(
+                model, folder, tags={DIGEST_TAG: "a"}, metrics={}, sign=lambda number: f"of {number}"
+            )
+    (info,) = registry.versions(model)
+    assert (info.state, info.signature) == ("", "of 1" if writes else "")
+
+
+def test_a_signature_is_made_for_the_number_that_the_version_has(registry: MlflowRegistry, folder: Path) -> None:
+    """It is there before the version is ready, is read with the alias, and can be replaced."""
+    for number in ("1", "2"):
+        info = registry.create_version(
+            "signed", folder, tags={DIGEST_TAG: "a"}, metrics={}, sign=lambda number: f"of {number}"
+        )
+        assert (info.version, info.signature, info.state) == (number, f"of {number}", "ready")
+    registry.sign_version("signed", "1", "again")
+    assert [info.signature for info in registry.versions("signed")] == ["again", "of 2"]
+    assert registry.promote("signed", "1", promotion="p", reason="test").signature == "again"
+    desired = registry.desired("signed")
+    assert desired is not None
+    assert desired.signature == "again"
+    with pytest.raises(UnknownVersionError):
+        registry.sign_version("signed", "9", "x")
 
 
 def test_a_reader_between_the_two_writes_of_a_promotion_sees_the_new_version(

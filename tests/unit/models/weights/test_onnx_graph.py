@@ -126,6 +126,50 @@ def test_sparse_constants_and_subgraphs_in_attributes_are_refused(tiny_detector:
         load_graph(model.SerializeToString())
 
 
+def test_training_graphs_local_functions_and_sparse_weights_are_refused(
+    tiny_detector: Callable[..., ModelProto],
+) -> None:
+    """Wherever else a model may hold operators or weights that no check looks at."""
+    model = tiny_detector()
+    model.training_info.add().algorithm.CopyFrom(tiny_detector().graph)
+    with pytest.raises(ConversionError, match="training graphs"):
+        load_graph(model.SerializeToString())
+    model = tiny_detector()
+    sparse = model.graph.sparse_initializer.add()
+    sparse.values.CopyFrom(numpy_helper.from_array(np.array([np.nan], np.float32), "hidden"))
+    sparse.values.data_location = TensorProto.EXTERNAL
+    sparse.values.external_data.add(key="location", value="../secret")
+    sparse.dims.append(4)
+    with pytest.raises(ConversionError, match="sparse weights"):
+        load_graph(model.SerializeToString())
+    model = tiny_detector()
+    local = model.functions.add(name="Evil", domain="")
+    local.opset_import.append(helper.make_opsetid("com.evil", 1))
+    local.node.append(helper.make_node("Run", ["x"], ["y"], domain="com.evil"))
+    with pytest.raises(ConversionError, match="custom operators"):
+        load_graph(model.SerializeToString())
+
+
+@pytest.mark.parametrize("where", ["secret.bin", "../secret.bin", "/etc/passwd", "", "a/../../b"])
+def test_weights_elsewhere_are_refused_wherever_they_lie(tiny_detector: Callable[..., ModelProto], where: str) -> None:
+    """Beside the model, above it, anywhere; in a weight, a constant's tensor or one of a list of tensors."""
+    outside = numpy_helper.from_array(np.zeros(3, np.float32), "outside")
+    outside.ClearField("raw_data")
+    outside.data_location = TensorProto.EXTERNAL
+    outside.external_data.add(key="location", value=where)
+    for place in ("initializer", "constant", "list"):
+        model = tiny_detector()
+        if place == "initializer":
+            model.graph.initializer.append(outside)
+        else:
+            node = helper.make_node("Constant", [], ["c"])
+            attribute = node.attribute.add(name="value")
+            (attribute.t if place == "constant" else attribute.tensors.add()).CopyFrom(outside)
+            model.graph.node.insert(0, node)
+        with pytest.raises(ConversionError, match="single file"):
+            load_graph(model.SerializeToString())
+
+
 def test_a_malformed_graph_is_refused(tiny_detector: Callable[..., ModelProto]) -> None:
     """A node that reads what nobody writes."""
     model = tiny_detector()

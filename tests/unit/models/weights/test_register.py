@@ -11,8 +11,9 @@ from models.rollout.order import PLAIN, Order
 from models.weights import register as module
 from models.weights.fake_registry import FakeRegistry
 from models.weights.manifest import MANIFEST, Manifest, Source
-from models.weights.register import promote, register
+from models.weights.register import promote, register, sign
 from models.weights.release import file_sha256
+from models.weights.signing import SigningKey, parse_signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -212,3 +213,39 @@ def test_a_promotion_carries_its_order_and_reason(weights: Path) -> None:
     order = Order(force="hot fix")
     assert promote(registry, "m", "1", reason="hot fix", order=order).order == order
     assert promote(registry, "m", "1").order == PLAIN
+
+
+def test_a_registered_version_is_signed_under_its_own_number(conversions: list[dict[str, Any]], weights: Path) -> None:
+    """With a key; without one it is not. The same file again makes no new version and no new signature."""
+    registry, key = FakeRegistry(), SigningKey.generate()
+    register(registry, weights, model="m")
+    weights.write_bytes(b"better")
+    info = register(registry, weights, model="m", key=key).info
+    assert (registry.version("m", "1").signature, info.version) == ("", "2")
+    assert key.public.verifies(parse_signature(info.signature), "m", "2", info.digest)
+    again = register(registry, weights, model="m", key=SigningKey.generate())
+    assert (again.created, again.info.signature) == (False, info.signature)
+    assert len(conversions) == 2
+
+
+def test_an_old_version_is_signed_once_its_files_are_verified(conversions: list[dict[str, Any]], weights: Path) -> None:
+    """A changed file, or a manifest that is not the registered one, is never vouched for."""
+    registry, key = FakeRegistry(), SigningKey.generate()
+    register(registry, weights, model="m")
+    info = sign(registry, "m", "1", key)
+    assert key.public.verifies(parse_signature(info.signature), "m", "1", info.digest)
+    assert sign(registry, "m", "1", key).signature == info.signature
+    sound = dict(registry.files["m", "1"])
+    for name in ("model.onnx", MANIFEST):
+        registry.files["m", "1"] = sound | {name: sound[name] + b" "}
+        registry.sign_version("m", "1", "")
+        with pytest.raises(ReleaseRejectedError) as caught:
+            sign(registry, "m", "1", key)
+        assert caught.value.step == "verify"
+        assert registry.version("m", "1").signature == ""
+    registry.set_state("m", "1", "")
+    with pytest.raises(ReleaseRejectedError, match="not ready"):
+        sign(registry, "m", "1", key)
+    with pytest.raises(UnknownVersionError):
+        sign(registry, "m", "9", key)
+    assert len(conversions) == 1

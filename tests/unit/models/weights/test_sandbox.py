@@ -248,3 +248,76 @@ def test_limits_are_in_force(run: Callable[..., dict[str, Any]]) -> None:
     assert 0 < limits["RLIMIT_FSIZE"] <= sandbox.FILE_SIZE_BYTES
     assert 0 < limits["RLIMIT_AS"] <= sandbox.ADDRESS_SPACE_BYTES
     assert 0 < limits["RLIMIT_NOFILE"] <= sandbox.OPEN_FILES
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Landlock is Linux's")
+def test_the_child_writes_in_its_scratch_folder_only(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """Neither new files nor changed, removed, moved or emptied ones elsewhere, nor by a grandchild."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    found = run(
+        """
+        import os, pathlib, subprocess, sys
+        outside, done = pathlib.Path(request["outside"]), []
+        def tried(name, call):
+            try:
+                call()
+                done.append(name)
+            except OSError:
+                pass
+        tried("new", lambda: (outside / "new").write_text("x"))
+        tried("changed", lambda: (outside / "kept").write_text("x"))
+        tried("truncated", lambda: os.truncate(outside / "kept", 0))
+        tried("removed", lambda: (outside / "kept").unlink())
+        tried("folder", lambda: (outside / "folder").mkdir())
+        tried("link", lambda: (outside / "link").symlink_to("kept"))
+        tried("moved in", lambda: os.rename("child.log", outside / "log"))
+        tried("moved out", lambda: os.rename(outside / "kept", "kept"))
+        tried("home", lambda: (pathlib.Path(request["home"]) / ".steelyard-was-here").touch())
+        tried("shm", lambda: pathlib.Path("/dev/shm/steelyard-was-here").touch())
+        code = subprocess.call([sys.executable, "-c", "open(r'%s', 'w')" % (outside / "by a grandchild")],
+                               stderr=subprocess.DEVNULL)
+        pathlib.Path("inside").write_text("x")
+        pathlib.Path("inside").rename("moved")
+        pathlib.Path("moved").unlink()
+        open(os.devnull, "w").write("x")
+        return {"done": done, "grandchild": code, "read": (outside / "kept").read_text()}
+        """,
+        {"outside": str(outside), "home": str(Path.home())},
+    )
+    if not _landlock():
+        pytest.skip("this kernel has no Landlock")
+    assert found["done"] == []
+    assert found["grandchild"] != 0
+    assert found["read"] == "kept"
+    assert [path.name for path in outside.iterdir()] == ["kept"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Landlock is Linux's")
+def test_the_child_signals_nobody(run: Callable[..., dict[str, Any]]) -> None:
+    """It runs under the same user, but may not end the service's processes."""
+    bystander = psutil.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        found = run(
+            """
+            import os
+            try:
+                os.kill(request["pid"], 0)
+                return {"reached": True}
+            except PermissionError:
+                return {"reached": False}
+            """,
+            {"pid": bystander.pid},
+        )
+    finally:
+        bystander.kill()
+        bystander.wait()
+    if _landlock() < 6:
+        pytest.skip("this kernel's Landlock knows no scopes")
+    assert found["reached"] is False
+
+
+def _landlock() -> int:
+    """Return the version of Landlock that this kernel has, below 1 for none."""
+    return int(ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1))

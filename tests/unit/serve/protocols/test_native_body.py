@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import time
 
 import orjson
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import InvalidImageError, SteelyardError, UnsupportedImageError
-from serve.errors import InvalidBodyError, TooManyImagesError, UnsupportedMediaTypeError
+from serve.errors import InvalidBodyError, OptionError, TooManyImagesError, UnsupportedMediaTypeError
 from serve.protocols import native_body
 from serve.protocols.native_body import Parsed, decode_base64, parse_body
+from serve.protocols.native_options import parse_options
 
 BOUNDARY = "frontier"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
@@ -118,7 +120,8 @@ def test_an_empty_image_is_invalid(body: bytes, content_type: str) -> None:
         (b'{"image":"AA=="} x', "application/json", "not JSON"),
         (b'{"image":NaN}', "application/json", "not JSON"),
         (b"\xff", "application/json", "not JSON"),
-        (b"[" * 5000, "application/json", "not JSON"),
+        (b"[" * 4000, "application/json", "not JSON"),
+        (b"[" * 5000, "application/json", "more than 4096 values"),
         (b"[]", "application/json", "exactly one"),
         (b"{}", "application/json", "exactly one"),
         (b'{"image":"AA==","images":["AA=="]}', "application/json", "exactly one"),
@@ -146,6 +149,74 @@ def test_too_many_images_are_refused() -> None:
         parse(orjson.dumps({"images": ["AA=="] * 4}), "application/json")
 
 
+HOSTILE_JSON = {
+    "250 000 deep": b'{"image":' + b"[" * 250_000 + b"]" * 250_000 + b"}",
+    "objects 250 000 deep": b'{"image":' * 250_000 + b"1" + b"}" * 250_000,
+    "a million lists": b'{"images":[' + b"[]," * 1_000_000 + b'"QQ=="]}',
+    "a million keys": b"{" + b",".join(b'"k%d":1' % n for n in range(1_000_000)) + b"}",
+    "a huge whole number": b'{"image":"QQ==","max_det":' + b"9" * 1_000_000 + b"}",
+    "a huge number": b'{"image":"QQ==","conf":1e' + b"9" * 100_000 + b"}",
+    "a lone surrogate": b'{"image":"\\ud800"}',
+    "a lone surrogate as a key": b'{"image":"QQ==","\\udfff":1}',
+    "not UTF-8": b'{"image":"\xff\xfe"}',
+    "no end": b'{"image":"' + b"Q" * 1_000_000,
+    "NaN": b'{"image":"QQ==","conf":NaN}',
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_JSON)
+def test_hostile_json_is_refused_at_once(case: str) -> None:
+    """Neither depth nor number of values nor digits cost more than reading the bytes."""
+    begun = time.process_time()
+    with pytest.raises(SteelyardError):
+        parse_options(parse(HOSTILE_JSON[case], "application/json").options)
+    assert time.process_time() - begun < 0.5
+
+
+def test_of_equal_keys_the_last_one_counts() -> None:
+    """As most readers of JSON do; whatever stands before is not looked at."""
+    body = b'{"image":"QQ==","conf":0.1,"image":"Qg==","conf":0.9}'
+    assert parse(body, "application/json") == Parsed([b"B"], [("conf", "0.9")])
+
+
+def test_options_by_the_hundred_still_fit() -> None:
+    """What is refused as too many values is far from what anybody asks for."""
+    classes = [str(number) for number in range(500)]
+    found = parse(orjson.dumps({"images": ["QQ=="] * 3, "classes": classes}), "application/json")
+    assert len(found.options) == 500
+
+
+MEGA = 1_000_000
+HOSTILE_FORMS = {
+    "tiny parts": b"".join([part(b"x", "conf", None)] * (2 * MEGA // 64)),
+    "empty parts": f"--{BOUNDARY}\r\n\r\n\r\n".encode() * (2 * MEGA // 20),
+    "images by the thousand": part(b"x") * 5000,
+    "headers by the thousand": f"--{BOUNDARY}\r\n".encode() + b"a: b\r\n" * (2 * MEGA // 6) + b"\r\n",
+    "a header without end": f"--{BOUNDARY}\r\na: ".encode() + b"b" * (2 * MEGA),
+    "a header's name without end": f"--{BOUNDARY}\r\n".encode() + b"b" * (2 * MEGA),
+    "line breaks before the first part": b"\r\n" * MEGA,
+    "almost boundaries": part(f"\r\n--{BOUNDARY[:-1]}".encode() * (2 * MEGA // 11)),
+    "line breaks in an image": part(b"\r\n" * MEGA),
+    "parameters by the thousand": f"--{BOUNDARY}\r\nContent-Disposition: form-data".encode()
+    + b"; name=x" * 400
+    + b"\r\n\r\n\r\n",
+    "quotes without end": f"--{BOUNDARY}\r\nContent-Disposition: form-data; name=".encode()
+    + b'"\\' * 1900
+    + b"\r\n\r\n\r\n",
+    "a field without end": part(b"x" * (2 * MEGA), "conf", None),
+    "names as long as allowed": part(b"x", "n" * 3900, None) * 500,
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_FORMS)
+def test_hostile_forms_cost_little(case: str) -> None:
+    """Two megabytes of whatever a form may be made of take well under a second of CPU, refused or not."""
+    begun = time.process_time()
+    with contextlib.suppress(SteelyardError):
+        parse(HOSTILE_FORMS[case], FORM)
+    assert time.process_time() - begun < 1.0
+
+
 def test_one_unreadable_image_of_several_carries_its_own_error() -> None:
     """The others are still answered."""
     parsed = parse(b'{"images":["AAA=","?"]}', "application/json")
@@ -161,6 +232,25 @@ def test_options_may_stand_in_the_body() -> None:
     assert parse(orjson.dumps(body), "application/json").options == [
         ("conf", "0.5"), ("classes", "1"), ("classes", "tv, small"), ("normalize", "true"), ("imgsz", ""),
     ]  # fmt: skip
+
+
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    """130.0 is 130 in JSON, and whatever is beyond every integer stays what it is."""
+    body = b'{"image":"QQ==","max_det":130.0,"classes":[1.0,2],"conf":1e300,"iou":0.5}'
+    assert parse(body, "application/json").options == [
+        ("max_det", "130"), ("classes", "1"), ("classes", "2"), ("conf", "1e+300"), ("iou", "0.5"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("conf", "0.5"), ("iou", []), ("max_det", "5"), ("decimals", {}), ("normalize", 1), ("normalize", "true")],
+)
+def test_options_in_json_are_of_their_own_kind(name: str, value: object) -> None:
+    """What the schema calls a number is no text, and what it calls true or false no number."""
+    with pytest.raises(OptionError) as caught:
+        parse(orjson.dumps({"image": "AAAA", name: value}), "application/json")
+    assert caught.value.parameter == name
 
 
 def test_a_form_file_needs_no_file_name() -> None:

@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 
 from models.engine.backends import select
+from models.engine.backends.fake import FakeBackend
 from models.engine.backends.select import select_backend
 from models.errors import SettingsError
 from serve.settings import Settings
@@ -18,6 +19,13 @@ from serve.settings import Settings
 def test_fake_is_only_chosen_by_name() -> None:
     """The fake never stands in for a real runtime."""
     assert select_backend("fake", precision="auto", threads=1, gpu=False).name == "fake"
+
+
+def test_a_fake_takes_the_time_it_is_told() -> None:
+    """A measurement of what is around the detector knows its capacity."""
+    made = select_backend("fake", precision="auto", threads=1, gpu=False, fake_service_s=0.05)
+    assert isinstance(made, FakeBackend)
+    assert made.service_time_s == 0.05
 
 
 @pytest.mark.parametrize(
