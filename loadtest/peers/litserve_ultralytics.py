@@ -24,9 +24,13 @@ class Detector(litserve.LitAPI):
         """Decode the JPEG."""
         return cv2.imdecode(np.frombuffer(request, np.uint8), cv2.IMREAD_COLOR)
 
+    def batch(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """Leave pictures of several sizes a list: LitServe would stack them, which fails."""
+        return inputs
+
     def predict(self, image: np.ndarray | list[np.ndarray]) -> object:
-        """Answer one picture, or several where LitServe batches: stacked by it where they are of one size."""
-        return self.model.predict(list(image) if most > 1 else image, verbose=False)
+        """Answer one picture, or several where LitServe batches."""
+        return self.model.predict(image, verbose=False)
 
     def encode_response(self, output: object) -> object:
         """Return what FastAPI turns into JSON."""
