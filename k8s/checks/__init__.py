@@ -1,0 +1,1 @@
+"""The checks of this folder, one file each; ``k8s/check.py`` runs them."""

@@ -1,0 +1,1 @@
+"""The parts of ``k8s/rehearse.py``: what the Dockerfile does, done without Docker."""
