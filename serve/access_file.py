@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from serve.instruments import MetricsSink
     from serve.settings import Settings
 
+    _Found = tuple[bytes | None, tuple[AccessKey, ...] | AccessFileError]
+
 PERIOD_S: Final = 1.0
 """Time between two looks at the file (seconds)."""
 LOOK_DEADLINE_S: Final = 5.0
@@ -66,7 +68,7 @@ class AccessFile:
         self._damage: str | None = None
         self._note: str | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="access")
-        self._look: asyncio.Future[bytes | None] | None = None
+        self._look: asyncio.Future[_Found] | None = None
         self._good = sink.gauge(FILE_GOOD) if sink is not None else None
         self._count = sink.gauge(KEYS) if sink is not None else None
 
@@ -90,11 +92,11 @@ class AccessFile:
     def load(self) -> None:
         """Read the file for the first time; blocks."""
         try:
-            content = read(self._path)
+            found = self._found()
         except AccessFileError as error:
             self._refuse(str(error))
         else:
-            self._take(content)
+            self._take(found)
 
     async def watch(self) -> None:
         """Follow the file until cancelled; call it once."""
@@ -108,20 +110,31 @@ class AccessFile:
     async def look(self) -> None:
         """Take over what the file holds now; returns after LOOK_DEADLINE_S at the latest."""
         if self._look is None:
-            self._look = asyncio.get_running_loop().run_in_executor(self._thread, read, self._path)
+            # Parsing thousands of keys takes a moment, too.
+            self._look = asyncio.get_running_loop().run_in_executor(self._thread, self._found)
         done, _ = await asyncio.wait({self._look}, timeout=LOOK_DEADLINE_S)
         if not done:
             self._tell(SLOW)
             return
         look, self._look = self._look, None
         try:
-            content = look.result()
+            found = look.result()
         except AccessFileError as error:
             self._refuse(str(error))
         else:
-            self._take(content)
+            self._take(found)
 
-    def _take(self, content: bytes | None) -> None:
+    def _found(self) -> _Found:
+        content = read(self._path)
+        if content is None or content == self._content:
+            return content, ()
+        try:
+            return content, parse(content)
+        except AccessFileError as error:
+            return content, error
+
+    def _take(self, found: _Found) -> None:
+        content, keys = found
         if content is None:
             self._content = self._damage = None
             if self._keys is not None:
@@ -130,16 +143,14 @@ class AccessFile:
         if content == self._content:
             self._tell(self._damage)
             return
-        try:
-            found = parse(content)
-        except AccessFileError as error:
-            self._refuse(str(error), content)
+        if isinstance(keys, AccessFileError):
+            self._refuse(str(keys), content)
             return
         self._content, self._damage = content, None
-        self._keys = AccessKeys((*found, *self._local), other=self._other)
+        self._keys = AccessKeys((*keys, *self._local), other=self._other)
         if self._count is not None:
-            self._count.set({}, float(len(found)))
-        _log.info("%d keys of the access file are in force", len(found))
+            self._count.set({}, float(len(keys)))
+        _log.info("%d keys of the access file are in force", len(keys))
         self._tell(None)
 
     def _refuse(self, why: str, content: bytes | None = None) -> None:

@@ -110,7 +110,9 @@ def credential_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
             text = value.strip()
         elif name == AUTHORIZATION:
             scheme, _, text = value.partition(b" ")
-            text = text.strip() if scheme.lower() == b"bearer" else b""
+            if scheme.lower() != b"bearer":
+                continue  # a gateway's own
+            text = text.strip()
         else:
             continue
         if found is not None and found != text:

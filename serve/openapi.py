@@ -73,7 +73,7 @@ _ERRORS: Final[dict[int, str]] = {
     415: "A format, media type or encoding that is not served (`unsupported_image`, `unsupported_media_type`, "
     "`unsupported_encoding`).",
     422: "An option of the wrong type or out of range; `parameter` names it (`invalid_option`).",
-    429: "The queue is full; nothing was computed (`overloaded`).",
+    429: "The queue is full, or the key's limit is reached; nothing was computed (`overloaded`, `quota_exceeded`).",
     500: "The service failed; its log holds the reason under the request id (`internal`, `backend_failed`).",
     503: "Nothing can answer now (`unavailable`, `not_ready`, `registry_unreachable`, `ledger_unreachable`, "
     "`release_fault`).",
@@ -133,7 +133,9 @@ def _put_under_keys(paths: dict[str, dict[str, Any]]) -> None:
         for operation in operations.values():
             # The empty choice is a service without keys in force.
             operation["security"] = [{"bearer": []}, {"header": []}, {}]
-            operation["responses"] = dict(sorted({**problems(401, 403), **operation["responses"]}.items()))
+            operation["responses"] = dict(
+                sorted({**problems(401, 403, 422, 429, 500, 504), **operation["responses"]}.items())
+            )
 
 
 def install(app: FastAPI, models: list[type[BaseModel]]) -> None:

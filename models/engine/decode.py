@@ -61,7 +61,8 @@ class DecodeLimits:
     """Largest image accepted; all are >= 1.
 
     max_bytes: encoded size. max_pixels: width x height. max_side: the longer of the two, in pixels. max_memory: bytes
-    that decoding takes at its peak; 64 megapixels of a baseline JPEG take 183 MiB, of other files up to 550.
+    that decoding takes at its peak; 64 megapixels of a baseline JPEG take 183 MiB, 366 where it lies on its side, and of
+    other files up to 550.
     """
 
     max_bytes: int = 20 * MIB
@@ -248,7 +249,7 @@ def _check_memory(kind: str, memory: int, limits: DecodeLimits) -> None:
     if memory > limits.max_memory:
         msg = (
             f"the {kind} takes {memory // MIB} MiB of memory to decode, the limit is {limits.max_memory // MIB}; "
-            "scale it down, or send it as a baseline JPEG"
+            "scale it down, or send an upright baseline JPEG, which takes the least"
         )
         raise ImageTooLargeError(msg)
 

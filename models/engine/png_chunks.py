@@ -18,6 +18,8 @@ MAX_CHUNKS: Final = 65_536
 """Most chunks; encoders write image data in pieces of 4 KiB and more, of which 20 MB hold 5000."""
 MAX_TEXT_BYTES: Final = 1024 * 1024
 """Most bytes that a packed text with an orientation may unfold to."""
+MAX_RAW_EXIF: Final = 256 * 1024
+"""Most bytes of an EXIF block written as text: the block has 64 KiB at most, two letters a byte."""
 _HEADER_BYTES: Final = 13
 _CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _XMP: Final = b"XML:com.adobe.xmp"
@@ -29,7 +31,7 @@ _END: Final = b"\0\0\0\0IEND\xaeB`\x82"
 class PngHeader:
     """What a PNG announces: width and height (pixels), bits a channel, channels, its EXIF and XMP blocks.
 
-    picture: the same PNG without metadata and further frames.
+    picture: the same PNG without metadata and further frames. seen: the texts with an orientation that have been read.
     """
 
     width: int
@@ -39,6 +41,7 @@ class PngHeader:
     exif: bytes | None = None
     xmp: bytes | None = None
     picture: bytes = b""
+    seen: frozenset[bytes] = frozenset()
 
     @property
     def unfolded_bytes(self) -> int:
@@ -93,6 +96,10 @@ def read_png(data: bytes) -> PngHeader:
             ended = bool(pixels)
             if end > len(data):
                 break
+            if kind == b"IHDR" and len(needed) > 1:
+                # Decoders obey the last one, and what was checked is the first.
+                msg = "two header chunks"
+                raise ValueError(msg)
             if kind in {b"IHDR", b"PLTE"} and not pixels:
                 needed.append(data[position : end + 4])
             else:
@@ -114,11 +121,19 @@ def read_png(data: bytes) -> PngHeader:
 def _read_metadata(header: PngHeader, kind: bytes, body: memoryview) -> None:
     if kind == b"eXIf":
         header.exif = bytes(body)
-    elif kind == b"iTXt" and header.xmp is None and body[: len(_XMP) + 1] == _XMP + b"\0":
+    elif kind == b"iTXt" and _is_first(header, _XMP, body):
         header.xmp = _international(bytes(body[len(_XMP) + 1 :]))
-    elif kind in {b"tEXt", b"zTXt"} and header.exif is None and body[: len(_RAW_EXIF) + 1] == _RAW_EXIF + b"\0":
+    elif kind in {b"tEXt", b"zTXt"} and _is_first(header, _RAW_EXIF, body) and header.exif is None:
         text = bytes(body[len(_RAW_EXIF) + 1 :])
         header.exif = _raw_profile(_inflate(text[1:]) if kind == b"zTXt" else text)
+
+
+def _is_first(header: PngHeader, keyword: bytes, body: memoryview) -> bool:
+    """Return whether this is the first text of that keyword: only one is unfolded, however it turns out."""
+    if keyword in header.seen or body[: len(keyword) + 1] != keyword + b"\0":
+        return False
+    header.seen |= {keyword}
+    return True
 
 
 def _international(rest: bytes) -> bytes | None:
@@ -138,8 +153,8 @@ def _inflate(packed: bytes) -> bytes | None:
 
 def _raw_profile(text: bytes | None) -> bytes | None:
     """Return the EXIF block that ImageMagick wrote as text before there was a chunk for it: name, length, hex."""
-    lines = b"" if text is None else text[:MAX_TEXT_BYTES]
+    lines = (text or b"")[:MAX_RAW_EXIF].split(b"\n", 3)
     try:
-        return bytes.fromhex("".join(lines.decode("latin-1").split("\n")[3:])) or None
-    except ValueError:
+        return bytes.fromhex(lines[3].decode("latin-1")) or None
+    except (IndexError, ValueError):
         return None

@@ -65,16 +65,20 @@ class KeyFolder:
         """Return the trusted keys by name, None where there is no folder; files that are no key are left out."""
         found = []
         try:
-            for path in self._files(PUBLIC):
-                try:
-                    found.append(TrustedKey(path.stem, parse_public_key(_read(path))))
-                except ValueError:
-                    _log.warning("the file %s among the trusted keys is no Ed25519 public key and counts for nothing",
-                                 path.name)  # fmt: skip
+            paths = [*self._files(PUBLIC)]
         except FileNotFoundError:
             if self._must_exist:
                 raise
             return None
+        for path in paths:
+            try:
+                found.append(TrustedKey(path.stem, parse_public_key(_read(path))))
+            except FileNotFoundError:
+                # Distrusted since the folder was read, or a link to nowhere: one key less, not a folder less.
+                _log.warning("the trusted key %s is gone and counts for nothing", path.name)
+            except ValueError:
+                _log.warning("the file %s among the trusted keys is no Ed25519 public key and counts for nothing",
+                             path.name)  # fmt: skip
         return tuple(found)
 
     def signing(self) -> tuple[str, SigningKey] | None:

@@ -24,17 +24,24 @@ _PARTS: Final[dict[int, dict[int, int]]] = {
 """Message -> number of a field -> the message in it, wherever that may hold a tensor."""
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 _VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
-_LONGEST_TAG, _LONGEST_VARINT = 5, 10
+_LONGEST_VARINT: Final = 10
+_MOST: Final = 0xFFFF_FFFF
+"""Largest tag or length that all readers understand alike."""
 
 
 class _NoProtobufError(Exception):
     pass
 
 
+class _OddError(Exception):
+    """A tag or a length longer than it need be: readers cut it in ways of their own."""
+
+
 def draws_on_other_files(data: bytes | memoryview) -> bool:
     """Return whether the ONNX model in ``data`` may keep any tensor in another file; False for what is no model.
 
-    It also says True for groups, which no exporter writes.
+    It also says True for groups, and for tags and lengths of more bytes than they need, which no exporter writes and
+    which readers understand differently.
     """
     view = memoryview(data).cast("B")
     waiting = [(_MODEL, 0, len(view))]
@@ -42,9 +49,9 @@ def draws_on_other_files(data: bytes | memoryview) -> bool:
         while waiting:
             kind, at, end = waiting.pop()
             while at < end:
-                tag, at = _varint(view, at, end, _LONGEST_TAG)
+                tag, at = _shortest(view, at, end)
                 number, wire = tag >> 3, tag & 7
-                if wire in {_GROUP, _END_GROUP} or (kind == _TENSOR and number == _EXTERNAL_DATA):
+                if wire in {_GROUP, _END_GROUP} or not number or (kind == _TENSOR and number == _EXTERNAL_DATA):
                     return True
                 value, at = _skip(view, at, end, wire)
                 if kind == _TENSOR and number == _DATA_LOCATION and value:
@@ -54,6 +61,8 @@ def draws_on_other_files(data: bytes | memoryview) -> bool:
                     waiting.append((part, at - value, at))
     except _NoProtobufError:
         return False
+    except _OddError:
+        return True
     return False
 
 
@@ -63,11 +72,18 @@ def _skip(view: memoryview, at: int, end: int, wire: int) -> tuple[int, int]:
         return _varint(view, at, end, _LONGEST_VARINT)
     value = 0
     if wire == _BYTES:
-        value, at = _varint(view, at, end, _LONGEST_VARINT)
+        value, at = _shortest(view, at, end)
     size = {_BYTES: value, _FIXED64: 8, _FIXED32: 4}.get(wire)
     if size is None or size > end - at:
         raise _NoProtobufError
     return value, at + size
+
+
+def _shortest(view: memoryview, at: int, end: int) -> tuple[int, int]:
+    value, after = _varint(view, at, end, _LONGEST_VARINT)
+    if value > _MOST or (after - at > 1 and not view[after - 1]):
+        raise _OddError
+    return value, after
 
 
 def _varint(view: memoryview, at: int, end: int, longest: int) -> tuple[int, int]:

@@ -38,3 +38,4 @@ def restore(file: FileArgument, *, home: HomeOption = None, as_json: JsonOption 
         print_json({"file": str(file), "home": str(settings.root), **asdict(done)})
     else:
         typer.echo(f"{settings.root}: {done.files} files, {done.size / 1e6:.1f} MB, as of {done.created}")
+        note("API keys and the keys that sign versions are in no backup: put them back before you start the service")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.engine import decode as decoding
+from models.engine import png_chunks
 from models.engine.decode import MIB, DecodeLimits, decode, examine
 from models.errors import ImageTooLargeError, InvalidImageError, UnavailableError, UnsupportedImageError
 
@@ -309,3 +310,23 @@ def test_importing_ultralytics_changes_nothing() -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().endswith("same")
+
+
+def test_only_one_text_of_a_kind_is_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand packed profiles and XMP texts that say nothing cost two inflations, whatever becomes of them."""
+    calls: list[int] = []
+    inflate = png_chunks._inflate
+    monkeypatch.setattr(png_chunks, "_inflate", lambda packed: calls.append(len(packed)) or inflate(packed))
+    lines = zlib.compress(b"\n" * 1024 * 1024)
+    profile = chunk(b"zTXt", b"Raw profile type exif\0\0" + lines)
+    packet = chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + lines[:-8])
+    assert decode(inside_png(*[profile, packet] * 1000)).shape == (40, 56, 3)
+    assert len(calls) == 2
+
+
+def test_a_second_header_is_refused() -> None:
+    """A decoder would obey the second header, and what was checked is the first."""
+    data = encode(PICTURE, "PNG")
+    deeper = chunk(b"IHDR", data[16:24] + bytes((16, 6, 0, 0, 0)))
+    with pytest.raises(InvalidImageError):
+        decode(inside_png(deeper))

@@ -154,3 +154,10 @@ def test_mounted_keys_may_be_links(folder: KeyFolder, tmp_path: Path) -> None:
     mounted.mkdir()
     (mounted / "mine.pub").symlink_to(folder.path / "mine.pub")
     assert names(KeyFolder(mounted, must_exist=True)) == ["mine"]
+
+
+def test_a_key_that_leads_nowhere_does_not_end_the_rule(folder: KeyFolder) -> None:
+    """A dangling link, or a key that is distrusted at this moment, is one key less: the others still judge."""
+    folder.new("mine")
+    (folder.path / "gone.pub").symlink_to(folder.path / "nowhere")
+    assert names(folder) == ["mine"]

@@ -123,3 +123,23 @@ def test_a_release_whose_network_draws_on_other_files_is_refused(
     with pytest.raises(ReleaseRejectedError, match="draws weights from other files") as caught:
         open_release("m", "1", arrays, expect_digest=None)
     assert caught.value.step == "verify"
+
+
+def _long(number: int, extra: int) -> bytes:
+    """Return ``number`` as five bytes whose last one has ``extra`` bits that do not fit in 32."""
+    parts = [(number >> shift & 0x7F) | 0x80 for shift in (0, 7, 14, 21)]
+    return bytes((*parts, number >> 28 & 0x0F | extra))
+
+
+@pytest.mark.parametrize("extra", [0x00, 0x10, 0x40])
+@pytest.mark.parametrize("number", [13, 14, 5, 1])
+def test_tags_that_readers_cut_differently_count_as_elsewhere(number: int, extra: int) -> None:
+    """A tag of five bytes is field 13 to a reader that keeps 32 bits of it, and another to one that keeps all."""
+    tensor = _long(number << 3 | 2, extra) + b"\x00"
+    graph = b"\x2a" + bytes((len(tensor),)) + tensor
+    assert draws_on_other_files(b"\x3a" + bytes((len(graph),)) + graph)
+
+
+def test_a_length_longer_than_it_need_be_counts_as_elsewhere() -> None:
+    """Readers limit lengths in ways of their own."""
+    assert draws_on_other_files(b"\x3a\x80\x80\x00")
