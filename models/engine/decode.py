@@ -61,7 +61,7 @@ class DecodeLimits:
     """Largest image accepted; all are >= 1.
 
     max_bytes: encoded size. max_pixels: width x height. max_side: the longer of the two, in pixels. max_memory: bytes
-    that decoding takes at its peak; 64 megapixels of a baseline JPEG take 183 MiB, 366 where it lies on its side, and of
+    that decoding takes at its peak; 64 megapixels of a baseline JPEG take 183 MiB (366 where it lies on its side), of
     other files up to 550.
     """
 
