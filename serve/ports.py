@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import random
 import socket
 from dataclasses import dataclass, fields
+from typing import Final
 
 from models.errors import SettingsError
 
 LOOPBACK = "127.0.0.1"
+UNCLAIMED: Final = range(15_000, 30_000)
+"""Where free ports are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +45,23 @@ def choose_ports() -> Ports:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ``count`` different ports that nothing listens on at loopback now."""
+    """Return ``count`` different ports that nothing listens on at loopback now. Raises SettingsError without so many.
+
+    None is one that the system gives to connections (from 32768 on Linux, IANA's from 49152): between now and the
+    moment when a server listens there, any program's connection could take it.
+    """
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        return [each.getsockname()[1] for each in sockets]
+        found: list[int] = []
+        for port in random.sample(UNCLAIMED, len(UNCLAIMED)):
+            if len(found) == count:
+                break
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.socket()).bind((LOOPBACK, port))
+                found.append(port)
+        if len(found) < count:
+            msg = f"there are no {count} free ports from {UNCLAIMED.start} to {UNCLAIMED.stop}: end what holds them"
+            raise SettingsError(msg)
+        return found
 
 
 def check_address(host: str, port: int) -> None:

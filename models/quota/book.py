@@ -204,8 +204,9 @@ class QuotaBook:
             present.sort()
         wants = [key.holdings[name].permits_wanted for name in present]
         shares = dict(zip(present, divide(max(0, limit - absent), wants), strict=True))
+        # More may be in flight than the limit, let in by replicas that were alone: then none may begin here, either.
         free = limit - sum(each.permits for each in key.holdings.values())
-        allowed = min(shares.get(replica, 0), ours.permits + max(0, free))
+        allowed = min(shares.get(replica, 0), max(0, ours.permits + free))
         if allowed > ours.permits:
             ours.permits, ours.got_permit = allowed, now
             moves, key.last = key.last != replica and now < key.contended_until, replica

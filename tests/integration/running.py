@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from models import demo
 from models.weights.mlflow_registry import open_registry
 from serve.cluster import processes_of
 from serve.home import remembered_folder
+from serve.ports import free_ports
 from serve.settings import load_settings
 
 if TYPE_CHECKING:
@@ -130,10 +130,7 @@ def _serves(rollout: dict[str, Any], version: str) -> bool:
 
 def free_port() -> int:
     """Return a TCP port of loopback that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 def start(home: Path, log: Path, *arguments: str, within_s: float = 240.0, **environment: str) -> Service:
