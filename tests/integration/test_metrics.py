@@ -31,6 +31,8 @@ OF_RAY = {
 """Labels that every series may have beside those of the table."""
 REPORTED_WITHIN_S = 60.0
 """Ray's agent exports what a process counted some seconds later; more on a busy machine."""
+FOLLOWED_FOR_S = 3.0
+"""Replicas look at the access file once a second, each at its own time."""
 TRACES = util.find_spec("opentelemetry.exporter.otlp") is not None
 """Whether the exporter of traces is installed, without which its metric is not there."""
 MOST_SERIES = 1200
@@ -75,7 +77,7 @@ def _scrape(service: Service) -> Scraped:
         keys[name] = {"Authorization": f"Bearer {json.loads(made.stdout)['key']}"}
     answers: Counter[str] = Counter()
     with httpx.Client(base_url=service.url, timeout=60) as client:
-        _wait_for_keys(client, keys["till"])
+        _wait_for_keys(client, keys)
         for version in ("1", "2"):
             _bring(client, keys["operator"], version)
             for _ in range(50):
@@ -100,12 +102,17 @@ def _post(client: httpx.Client, key: dict[str, str], body: bytes) -> httpx.Respo
     return client.post("/v1/detect", content=body, headers={**key, "Content-Type": "image/jpeg"})
 
 
-def _wait_for_keys(client: httpx.Client, key: dict[str, str]) -> None:
-    deadline = time.monotonic() + 30.0
+def _wait_for_keys(client: httpx.Client, keys: dict[str, dict[str, str]]) -> None:
+    """Wait until every key opens, and nothing opens without, for longer than replicas take to follow the file."""
+    deadline, since = time.monotonic() + 40.0, time.monotonic()
+    wanted = [("/v1/models", keys["till"], 200), ("/v1/models", keys["operator"], 200)]
+    wanted += [("/metrics", keys["prometheus"], 200), ("/v1/models", {}, 401)]
     while time.monotonic() < deadline:
-        if client.get("/v1/models", headers=key).status_code == 200:
+        if any(client.get(path, headers=key).status_code != status for path, key, status in wanted):
+            since = time.monotonic()
+        if time.monotonic() - since > FOLLOWED_FOR_S:
             return
-        time.sleep(0.2)  # replicas follow the access file in real time
+        time.sleep(0.05)  # replicas follow the access file in real time
     pytest.fail("the keys are not in force")
 
 
