@@ -29,6 +29,13 @@ BEYOND_SCHEMAS_BY_WORDS = {
 
 
 @schemathesis.check
+def late_only_for_who_is_in_a_hurry(_context: CheckContext, response: Response, case: Case) -> None:
+    """Raise AssertionError where a request is late that did not say how long its answer is wanted."""
+    hurried = any(name.lower() == "x-request-timeout" for name in case.headers or {})
+    assert response.status_code != 504 or hurried, response.text
+
+
+@schemathesis.check
 def refused_for_a_reason(_context: CheckContext, response: Response, case: Case) -> None:
     """Raise AssertionError where a valid request is refused for anything that the schema could have said."""
     mode = case.meta.generation.mode if case.meta is not None else None

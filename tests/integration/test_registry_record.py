@@ -42,7 +42,10 @@ def test_a_promotion_becomes_a_run_in_mlflow_and_the_registrys_age_a_metric(serv
     registry = service.rollout()["registry"]
     assert registry["reachable"]
     assert registry["age_s"] < 20.0
-    assert httpx.get(f"{service.url}/healthz/ready", timeout=10).json() == {"status": "ready", "registry": "reachable"}
+    ready = {"status": "ready", "registry": "reachable"}
+    while time.monotonic() < deadline and httpx.get(f"{service.url}/healthz/ready", timeout=10).json() != ready:
+        time.sleep(0.5)  # a replica asks the rollout at most every other second
+    assert httpx.get(f"{service.url}/healthz/ready", timeout=10).json() == ready
     age = None
     while time.monotonic() < deadline and age is None:
         lines = httpx.get(f"{service.url}/metrics", timeout=30).text.splitlines()
