@@ -66,6 +66,13 @@ class Sandbox:
                 f"elif [ -d {path} ]; then mkdir {root}{path}; {keep}",
                 "fi",
             ]
+        # First, or a scratch folder would hide what is kept below one of its name, such as an environment in /tmp.
+        for path, kept in self.writable.items():
+            inside = shlex.quote(self.root + path)
+            if kept is None:
+                lines.append(f"mkdir -p {inside}; mount -t tmpfs -o mode=1777,size=2g memory {inside}")
+            else:
+                lines.append(f"mkdir -p {inside}; mount --bind {shlex.quote(kept)} {inside}")
         for path, source in self.read_only.items():
             inside, there = shlex.quote(self.root + path), shlex.quote(source)
             lines.append(
@@ -79,11 +86,5 @@ class Sandbox:
             f"mount --rbind /dev {root}/dev",
             f"mount -t tmpfs -o mode=1777,size=1g memory {root}/dev/shm",  # noqa: S108 - in the tree only
         ]
-        for path, kept in self.writable.items():
-            inside = shlex.quote(self.root + path)
-            if kept is None:
-                lines.append(f"mkdir -p {inside}; mount -t tmpfs -o mode=1777,size=2g memory {inside}")
-            else:
-                lines.append(f"mkdir -p {inside}; mount --bind {shlex.quote(kept)} {inside}")
         lines.append(f"mount -o remount,ro {root}")
         return lines

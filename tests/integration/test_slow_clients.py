@@ -33,7 +33,7 @@ MARGIN_S = 5.0
 
 @pytest.mark.timeout(ROUNDS * (2 * SECONDS + 90) + 60)
 def test_slow_clients_cost_the_others_nothing_and_are_ended(service: Service) -> None:
-    """200 that send nothing, half a request or a byte a second: the others' p99 (in the sample p95) stays, and each is ended."""
+    """200 send nothing, half a request or a byte a second: the others' p99 (in the sample p95) stays; all are ended."""
     request = framing.build(demo.SAMPLE_TRAY.read_bytes(), framing="raw", host="slow", path="/v1/detect")
     found = uvloop.run(
         slow_clients.measure(service.url, request, clients=CLIENTS, seconds=SECONDS, rate=RATE, rounds=ROUNDS)
