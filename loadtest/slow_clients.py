@@ -81,9 +81,9 @@ class Measured:
     slow: Slow = field(default_factory=Slow)
     rounds: int = 0
 
-    def ratio(self, share: float = 0.99) -> float | None:
-        """Return that percentile beside slow clients over the control's; None where either has no answers."""
-        control, beside = (percentile(sorted(values), share) for values in (self.control, self.beside))
+    def ratio(self) -> float | None:
+        """Return the p99 beside slow clients over the control's; None where either has no answers."""
+        control, beside = (percentile(sorted(values), 0.99) for values in (self.control, self.beside))
         return None if control is None or beside is None else beside / control
 
     def good(self) -> bool:

@@ -97,7 +97,6 @@ def _judge(lines: list[dict[str, Any]], what: str) -> None:
     )
 
 
-@pytest.mark.sample
 def test_a_head_that_is_lost_comes_back_from_redis(play: Callable[[str], list[dict[str, Any]]]) -> None:
     """Replicas answer every request without a head; the new one finds in Redis what the old one knew, and promotes."""
     lines = play("head")
