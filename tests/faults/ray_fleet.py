@@ -64,9 +64,18 @@ class Replica:
 
 
 def fleet_settings(home: Path) -> Settings:
-    """Return the settings of a service that polls its registry often."""
+    """Return the settings of a service that polls its registry often and puts no version on probation.
+
+    Nodes that start and end beside it would make any version slow.
+    """
     return Settings(
-        home=home, models=(MODEL,), poll_interval_s=0.5, backend="fake", allow_fault_injection=True, admin_key=None
+        home=home,
+        models=(MODEL,),
+        poll_interval_s=0.5,
+        probation_s=0.0,
+        backend="fake",
+        allow_fault_injection=True,
+        admin_key=None,
     )
 
 
