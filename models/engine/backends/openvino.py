@@ -46,6 +46,7 @@ class OpenVinoBackend:
     """Fulfils Backend."""
 
     name = "openvino"
+    keeps_threads = False
 
     def __init__(self, *, precision: str, threads: int) -> None:
         """Start the runtime.

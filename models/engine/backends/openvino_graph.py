@@ -26,9 +26,13 @@ def untangle_sizes(model: Any, unit: int) -> int:
     """
     from openvino import opset13 as ops  # noqa: PLC0415 - the runtime takes a second to load
 
-    fixed = model.clone()
-    fixed.reshape([1, *PROBE, 3])
-    sizes = {node.get_friendly_name(): node for node in fixed.get_ordered_ops()}
+    free = model.inputs[0].get_partial_shape()
+    model.reshape([1, *PROBE, 3])
+    sizes = {
+        node.get_friendly_name(): [output.get_partial_shape() for output in node.outputs()]
+        for node in model.get_ordered_ops()
+    }
+    model.reshape(free)
     image = ops.shape_of(model.get_parameters()[0])
 
     def axis(number: int, stride: int = 1) -> Any:
@@ -46,11 +50,12 @@ def untangle_sizes(model: Any, unit: int) -> int:
         kind = node.output(0).get_element_type().to_string()
         node.output(0).replace((shape if kind == "i64" else ops.convert(shape, kind)).output(0))
         changed += 1
-    model.validate_nodes_and_infer_types()
+    # Infers all types anew, as validate_nodes_and_infer_types does, which would keep every other thread from Python.
+    model.reshape(free)
     return changed
 
 
-def _channels_and_stride(source: Any, sizes: dict[str, Any]) -> tuple[int, int]:
+def _channels_and_stride(source: Any, sizes: dict[str, list[Any]]) -> tuple[int, int]:
     """Return the channels and the stride of the NCHW feature map that ``source`` reads, stride 0 if it is none."""
     free = source.get_partial_shape()
     if free.rank.is_dynamic or free.rank.get_length() != NCHW or free[1].is_dynamic or free[2].is_static:
@@ -59,7 +64,7 @@ def _channels_and_stride(source: Any, sizes: dict[str, Any]) -> tuple[int, int]:
     twin = sizes.get(origin.get_node().get_friendly_name())
     if twin is None:
         return 0, 0
-    fixed = twin.output(origin.get_index()).get_partial_shape()
+    fixed = twin[origin.get_index()]
     if fixed.is_dynamic:
         return 0, 0
     height, width = fixed[2].get_length(), fixed[3].get_length()
