@@ -26,6 +26,7 @@ from models.engine.forms import Form, FormCache
 from models.engine.observe import NullObserver
 from models.engine.pace import Pace
 from models.engine.prepare import Preparer
+from models.engine.priority import Background
 from models.engine.residents import Residents
 from models.engine.throughput import Throughput
 from models.engine.trial import Trial
@@ -126,7 +127,8 @@ class Engine:
         budget = budget or DecodeBudget(limits.decode_budget_mb * MIB, clock)
         self._detecting = Detecting(within, budget, self._check_open, clock)
         forms = FormCache(limits.memory_budget_mb * MIB)
-        preparer = Preparer(backend, forms, sight_test, limits.lanes, limits.max_batch, clock)
+        background = Background()
+        preparer = Preparer(backend, forms, sight_test, limits.lanes, limits.max_batch, clock, background)
         self._residents = Residents(preparer, self._observer, clock)
         self._slots = self._residents.slots
         self._decoders = ThreadPoolExecutor(limits.threads, thread_name_prefix="decode")
@@ -149,7 +151,8 @@ class Engine:
         )
         self._watch = Watch(clock)
         self._trial = Trial(self._slots, self._detecting.run, self._spare_lane, self._batcher.lane_freed)
-        self._pace = Pace(self._slots, self._detecting.run, self._spare_lane, self._batcher.lane_freed, clock=clock)
+        lane_freed = self._batcher.lane_freed
+        self._pace = Pace(self._slots, self._detecting.run, self._spare_lane, lane_freed, background, clock=clock)
 
     def _check_open(self) -> None:
         self._batcher.check_open()

@@ -4,6 +4,7 @@ Measured as a shadow runs: only while a worker is idle and nothing waits, so tha
 because whatever else the machine does slows both alike, and by the least time of each, because it only ever slows.
 The medians of two equal networks once differed 1.8 times on a crowded machine. A candidate that looks slow is looked at
 again, for longer, and the least times of all looks count: a gate refuses it only where it was fast in none of them.
+Both run on a thread that gives way, so that live images which arrive meanwhile have the processors to themselves.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import logging
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from models.engine.detect import Job
+    from models.engine.priority import Background
     from models.engine.slots import Lease, Slots
 
 logger = logging.getLogger(__name__)
@@ -49,11 +52,16 @@ class Pace:
         run: Callable[[Lease, Sequence[Job | Encoded], Lane], Sequence[Seen | Exception | None]],
         spare_lane: Callable[[Lease], Lane | None],
         ended: Callable[[], None],
+        background: Background,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Measure nothing yet; for the first arguments see ``Shadow``. clock: seconds; sleep: waits on it."""
+        """Measure nothing yet; for the first arguments see ``Shadow``.
+
+        background: lowers the thread that measures; clock: seconds; sleep: waits on it.
+        """
+        self._background = background
         self._slots, self._run, self._spare_lane, self._ended = slots, run, spare_lane, ended
         self._clock, self._sleep = clock, sleep
 
@@ -68,17 +76,23 @@ class Pace:
         images = cycle([image.data for image in resident.release.golden])
         ours: list[float] = []
         theirs: list[float] = []
-        for number in range(LOOKS):
-            found = await self._look(digest, active.release.digest, images, 2**number)
-            if len(found) < LEAST_ROUNDS:
-                break
-            ours += (each for each, _ in found)
-            theirs += (each for _, each in found)
-            if min(ours) <= DOUBT * min(theirs):
-                break
+        thread = ThreadPoolExecutor(1, thread_name_prefix="pace", initializer=self._background.give_way)
+        try:
+            for number in range(LOOKS):
+                found = await self._look(thread, digest, active.release.digest, images, 2**number)
+                if len(found) < LEAST_ROUNDS:
+                    break
+                ours += (each for each, _ in found)
+                theirs += (each for _, each in found)
+                if min(ours) <= DOUBT * min(theirs):
+                    break
+        finally:
+            thread.shutdown(wait=False)
         return (1e3 * min(ours), 1e3 * min(theirs)) if ours else None
 
-    async def _look(self, digest: str, serving: str, images: Iterator[bytes], times: int) -> list[tuple[float, float]]:
+    async def _look(
+        self, thread: ThreadPoolExecutor, digest: str, serving: str, images: Iterator[bytes], times: int
+    ) -> list[tuple[float, float]]:
         """Return the seconds of both in each round of one look, ``times`` as long as the first."""
         rounds: list[tuple[float, float]] = []
         begun = self._clock()
@@ -86,14 +100,14 @@ class Pace:
             if len(rounds) >= LEAST_ROUNDS and self._clock() - begun >= times * ROUNDS_S:
                 break
             data = next(images)
-            ours = await self._time(digest, data, begun + times * PATIENCE_S)
-            theirs = await self._time(serving, data, begun + times * PATIENCE_S)
+            ours = await self._time(thread, digest, data, begun + times * PATIENCE_S)
+            theirs = await self._time(thread, serving, data, begun + times * PATIENCE_S)
             if ours is None or theirs is None:
                 break
             rounds.append((ours, theirs))
         return rounds
 
-    async def _time(self, digest: str, data: bytes, end: float) -> float | None:
+    async def _time(self, thread: ThreadPoolExecutor, digest: str, data: bytes, end: float) -> float | None:
         while True:
             lease = self._slots.lease_resident(digest, self._slots.generation)
             if lease is None:
@@ -108,7 +122,7 @@ class Pace:
         lease.reserve(lane.number)
         # Never as an image that is alone: only one of the two might be, or have a form for it.
         lane = Lane(lane.number)
-        running = asyncio.get_running_loop().run_in_executor(None, self._run_once, lease, data, lane)
+        running = asyncio.get_running_loop().run_in_executor(thread, self._run_once, lease, data, lane)
         # Whoever waits may be cancelled; the lane is given back only when the call has ended.
         running.add_done_callback(lambda _: self._finish(lease))
         return await asyncio.shield(running)
