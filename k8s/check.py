@@ -34,7 +34,8 @@ def check_folder(folder: Path, crds: Path, *, release: bool) -> tuple[Findings, 
 
     crds: folder of the custom resource definitions. release: images without a digest are errors. Raises yaml.YAMLError.
     """
-    written = [*manifests.read(folder / "base"), *manifests.read(folder / "components" / "prometheus")]
+    parts = [folder / "base", *sorted(path for path in folder.glob("components/*") if path.is_dir())]
+    written = [each for part in parts for each in manifests.read(part)]
     built, found = overlays.build_overlays(folder)
     if not written:
         found.errors.append(f"{folder / 'base'} holds no manifest")

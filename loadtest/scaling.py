@@ -3,7 +3,8 @@
     python loadtest/scaling.py --only clients,bytes --seconds 5
     python loadtest/scaling.py --out scaling
 
-Each row is a service of its own under a closed loop, but for clients and bytes, which share one.
+Each row is a service of its own under a closed loop, but for clients and bytes, which share one. Everything is measured
+twice: what comes often gets a network of its own meanwhile, and the second time tells what the work costs from then on.
 """
 
 from __future__ import annotations
@@ -36,11 +37,14 @@ KILOBYTES = (64, 128, 256, 512, 1024, 2048, 5120)
 MODEL = ("--model", releases.MODEL)
 LOAD_CLIENTS = 8
 WARMUP = 1600
-COLUMNS = ("images/s", "p50 ms", "p99 ms", "CPU ms an image", "memory MiB", "failed")
+COLUMNS = ("images/s", "the first time", "p50 ms", "p99 ms", "CPU ms an image", "memory MiB", "failed")
 QUALITY = 90
 """JPEG quality of the enlarged photographs; a photograph's bytes then grow about as its pixels."""
 STEP = 1.15
 """Factor between two tries at a size; a photograph may miss its bytes by a seventh."""
+
+Case = tuple[str, measures.Source, int]
+"""A row's title, its pictures and its clients."""
 
 
 def enlarged(picture: bytes, wanted: int) -> bytes:
@@ -76,23 +80,23 @@ class Scaling:
         """Yield a row a number of clients, from one service."""
         with servers.steelyard(*MODEL, home=self._home("clients")) as server:
             measures.warm_up(server, self._source(), WARMUP)
-            for clients in CLIENTS:
-                yield self._row(str(clients), server, self._source(), clients)
+            yield from self._twice(server, [(str(clients), self._source(), clients) for clients in CLIENTS])
 
     def bytes(self) -> Iterator[dict[str, Any]]:
         """Yield a row a file size, from one service: the same photographs at more pixels."""
         originals = [path.read_bytes() for path in pictures.find(self._options.images)[:16]]
+        cases = []
+        for kilobytes in KILOBYTES:
+            folder = self._folder / f"{kilobytes}-kb"
+            folder.mkdir()
+            made = [enlarged(original, 1024 * kilobytes) for original in originals]
+            for index, data in enumerate(made):
+                (folder / f"{index:02d}.jpg").write_bytes(data)
+            mean = sum(map(len, made)) / len(made) / 1024
+            cases.append((f"{kilobytes} ({mean:.0f})", self._source(folder), LOAD_CLIENTS))
         with servers.steelyard(*MODEL, home=self._home("bytes")) as server:
-            for kilobytes in KILOBYTES:
-                folder = self._folder / f"{kilobytes}-kb"
-                folder.mkdir()
-                made = [enlarged(original, 1024 * kilobytes) for original in originals]
-                for index, data in enumerate(made):
-                    (folder / f"{index:02d}.jpg").write_bytes(data)
-                source = self._source(folder)
-                measures.warm_up(server, source, 64)
-                mean = sum(map(len, made)) / len(made) / 1024
-                yield self._row(f"{kilobytes} ({mean:.0f})", server, source, LOAD_CLIENTS)
+            measures.warm_up(server, self._source(), WARMUP)
+            yield from self._twice(server, cases)
 
     def replicas(self) -> Iterator[dict[str, Any]]:
         """Yield a row a number of replicas, which share this machine's cores."""
@@ -101,7 +105,7 @@ class Scaling:
                 *MODEL, "--replicas", str(replicas), home=self._home(f"replicas-{replicas}")
             ) as server:
                 measures.warm_up(server, self._source(), WARMUP * replicas)
-                yield self._row(str(replicas), server, self._source(), LOAD_CLIENTS)
+                yield from self._twice(server, [(str(replicas), self._source(), LOAD_CLIENTS)])
 
     def models(self) -> Iterator[dict[str, Any]]:
         """Yield a row a number of models in one replica, the first of which is asked."""
@@ -111,7 +115,7 @@ class Scaling:
             chosen = [part for name in names for part in ("--model", name)]
             with servers.steelyard(*chosen, home=home) as server:
                 measures.warm_up(server, self._source(), WARMUP)
-                yield self._row(str(count), server, self._source(), LOAD_CLIENTS)
+                yield from self._twice(server, [(str(count), self._source(), LOAD_CLIENTS)])
 
     def _source(self, images: Path | None = None) -> measures.Source:
         return measures.Source(Path(), images or self._options.images)
@@ -122,7 +126,14 @@ class Scaling:
             releases.register(releases.prepare(self._options.weights, model=model, cache=self._options.cache), home)
         return home
 
-    def _row(self, title: str, server: servers.Server, source: measures.Source, clients: int) -> dict[str, Any]:
+    def _twice(self, server: servers.Server, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
+        """Yield the rows of all ``cases`` as they are after each was measured once."""
+        first = [self._row(server, case) for case in cases]
+        for case, before in zip(cases, first, strict=True):
+            yield self._row(server, case) | {"first": before["load"]}
+
+    def _row(self, server: servers.Server, case: Case) -> dict[str, Any]:
+        title, source, clients = case
         seconds = self._options.seconds
         report, took = measures.with_cpu(
             server, lambda: measures.load(server, source, seconds, "--clients", str(clients))
@@ -151,6 +162,7 @@ def markdown(result: dict[str, Any]) -> str:
             [
                 row["title"],
                 number(row["load"]["rate"], 3),
+                number(row["first"]["rate"], 3),
                 number(row["load"]["p50_ms"], 3),
                 number(row["load"]["p99_ms"], 3),
                 number(row["cpu_ms"], 3),

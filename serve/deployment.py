@@ -20,7 +20,6 @@ from models.engine.backends.select import select_backend
 from models.engine.decode import MIB
 from models.engine.decode_budget import DecodeBudget
 from models.engine.engine import Engine, EngineSettings
-from models.engine.priority import MACHINE
 from models.errors import BackendError
 from models.quota.share import QuotaShare
 from models.scaling.work import WorkMeter
@@ -184,7 +183,6 @@ async def _build(
         for model, engine in engines.items():
             observers[model].sampled(engine.queued, engine.running, engine.leases, engine.lanes)
         sink.refresh()
-        MACHINE.glance()
 
     share = QuotaShare(
         name, replicas=settings.max_replicas or settings.replicas, longest_s=settings.request_timeout_s + GRACE_S

@@ -97,6 +97,9 @@ def serve_environment(settings: Settings, folder: Path, ports: Ports) -> dict[st
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.replicas),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(min(ports.replicas + 1000, 65535)),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
+        # Ray lets its workers give way to everything else, at 15: but here they are what answers, and what may give way
+        # to them, loads among it, does so by itself.
+        "RAY_worker_niceness": "0",
         **IDLE,
         "RAY_metrics_report_interval_ms": "5000",
         **QUIET,

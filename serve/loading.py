@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
-from models.engine.priority import Background
 from models.errors import ReleaseError, ReleaseFaultError, ReleaseRejectedError
 from models.rollout.messages import Failure
 from models.weights.release import open_release
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
     from models.weights.trust import SignatureRule
     from serve.faults import FaultPoints
     from serve.member_ports import ActorPort, EnginePort
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +47,6 @@ class Loader:
         self._model, self._engine, self._actor, self._cache = model, engine, actor, cache
         self._rule, self._faults, self._timeout_s = rule, faults, timeout_s
         self._signatures: dict[tuple[str, str], str] = {}
-        self._background = Background()
-        self._first = True
         self.loaded: Attempt | None = None
 
     async def load(self, attempt: Attempt, *, timed: bool = False) -> tuple[float, float] | None:
@@ -75,7 +68,7 @@ class Loader:
         signature = await self._signature(target.version, target.digest)
         files = await self._files(target.version, target.digest)
         await self._faults.hit("replica.after_fetch")
-        release = await self._beside(
+        release = await asyncio.to_thread(
             open_release,
             self._model,
             target.version,
@@ -87,7 +80,6 @@ class Loader:
         self.loaded = attempt
         self._remember(target, signature)
         await self._faults.hit("replica.after_load")
-        self._first = False
         if self._cache is not None:
             await self._keep(self._cache, target, files, signature)
         return await self._engine.golden_ms(target.digest) if timed else None
@@ -117,11 +109,6 @@ class Loader:
                 raise
             return known or ""
 
-    async def _beside(self, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-        """Return what ``work`` returns, from a thread that gives way unless nothing can serve yet."""
-        call = functools.partial(work, *args, **named)
-        return await asyncio.to_thread(call if self._first else functools.partial(self._background.run, call))
-
     async def _files(self, version: str, digest: str) -> Mapping[str, NDArray[np.uint8]]:
         try:
             return await asyncio.wait_for(self._actor.files(self._model, version, digest), self._timeout_s)
@@ -140,7 +127,7 @@ class Loader:
     ) -> None:
         version, digest = target.version, target.digest
         try:
-            await self._beside(cache.put, digest, files)
+            await asyncio.to_thread(cache.put, digest, files)
             if await asyncio.to_thread(cache.signatures.get, self._model, version, digest) != signature:
                 await asyncio.to_thread(cache.signatures.keep, self._model, version, digest, signature)
         except ReleaseFaultError as error:

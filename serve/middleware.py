@@ -16,6 +16,7 @@ from serve.connection import UnreadBody
 from serve.context import build_context, put_context, put_trace, request_id_of, trace_of
 from serve.errors import problem_of, problem_response, row_of
 from serve.guard import path_of
+from serve.telemetry import method_label
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,7 +158,7 @@ class EdgeMiddleware:
                 extra={
                     "request_id": request_id,
                     "route": route,
-                    "method": scope["method"],
+                    "method": method_label(scope["method"]),
                     "status": status,
                     "ms": round(1e3 * seconds, 3),
                 },

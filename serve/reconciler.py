@@ -51,7 +51,6 @@ class Parts:
 
     names: returns the names of all live actors, or None where it cannot tell; blocks. depose: ends this process.
     tidy: called after each commit and rejection. in_thread, in_registry_thread: run a blocking call on a worker thread.
-    in_spare_thread: likewise, of the registry, for what nobody waits for.
     quality_tolerance: of the quality gate, 0 to 1. metrics: None counts nothing.
     """
 
@@ -64,7 +63,6 @@ class Parts:
     names: Callable[[], Collection[str] | None]
     in_thread: Callable[..., Awaitable[Any]]
     in_registry_thread: Callable[..., Awaitable[Any]]
-    in_spare_thread: Callable[..., Awaitable[Any]]
     depose: Callable[[], None]
     tidy: Callable[[], None]
     timing: state.Timing
@@ -94,7 +92,7 @@ class Reconciler:
             audit=parts.audit,
             registry=parts.registry,
             in_thread=parts.in_thread,
-            in_registry_thread=parts.in_spare_thread,
+            in_registry_thread=parts.in_registry_thread,
             sleep=parts.sleep,
             observer=observer,
         )

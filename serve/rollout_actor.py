@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import ray
 
-from models.engine.priority import MACHINE, SPARE, give_way, stand_back
+from models.engine.priority import give_way
 from models.errors import LedgerError, UnavailableError, UnknownModelError
 from models.rollout import ledger as rules
 from models.rollout.order import PLAIN
@@ -70,7 +70,6 @@ class RolloutActor:
         self._ledger = RayLedger(deployment)
         self._faults = FaultPoints(allowed=settings.allow_fault_injection)
         self._cache = ReleaseCache(settings.cache)
-        self._spare = 0.0
         registry_thread = _threads(registry_threads(len(settings.models)), "registry")
         thread = _threads(DISK_THREADS, "disk")
         self._thread = thread
@@ -98,7 +97,6 @@ class RolloutActor:
             names=lambda: live_replicas(actor_name(deployment)),
             in_thread=thread,
             in_registry_thread=registry_thread,
-            in_spare_thread=_threads(len(settings.models), "letters", lambda: self._spare),
             depose=lambda: os._exit(1),
             tidy=self._tidy,
             timing=Timing(
@@ -152,7 +150,6 @@ class RolloutActor:
                     each.observe()
                 self._metrics.refresh()
                 self._sink.refresh()
-                self._spare = MACHINE.glance()
             except Exception:  # noqa: BLE001 - metrics that ended in silence would look like a rollout that did
                 _log.exception("the rollout's metrics could not be reported")
             await asyncio.sleep(REFRESH_S)
@@ -338,16 +335,11 @@ async def _end(error: BaseException) -> None:
     os._exit(1)
 
 
-def _threads(number: int, name: str, spare: Callable[[], float] = lambda: 0.0) -> Callable[..., Any]:
-    """Return what runs a blocking call on one of so many threads; they give way to replicas on this machine.
-
-    spare: returns the share of the processors that is spare, 0 to 1, at once; calls live on it where it is enough.
-    """
-    humble = ThreadPoolExecutor(number, thread_name_prefix=name, initializer=give_way)
-    idle = ThreadPoolExecutor(number, thread_name_prefix=f"{name}-idle", initializer=stand_back)
+def _threads(number: int, name: str) -> Callable[..., Any]:
+    """Return what runs a blocking call on one of so many threads; they give way to replicas on this machine."""
+    pool = ThreadPoolExecutor(number, thread_name_prefix=name, initializer=give_way)
 
     async def run(call: Callable[..., Any], *args: object, **named: object) -> Any:
-        pool = idle if spare() >= SPARE else humble
         return await asyncio.get_running_loop().run_in_executor(pool, functools.partial(call, *args, **named))
 
     return run

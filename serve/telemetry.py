@@ -24,6 +24,7 @@ SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15
 LONG_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0)
 MOST_VERSIONS: Final = 16
 OTHER: Final = "other"
+METHODS: Final = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
 OUTCOMES: Final = (
     "ok", "cancelled", "overloaded", "deadline_exceeded", "unavailable", "backend_failed", "invalid_image",
     "unsupported_image", "image_too_large", "invalid_option",
@@ -86,6 +87,11 @@ class VersionNames:
         return version
 
 
+def method_label(method: str) -> str:
+    """Return ``method``, or ``OTHER`` for one that a client made up: what it wrote is kept nowhere."""
+    return method if method in METHODS else "OTHER"
+
+
 class HttpMetrics:
     """Counts requests at the edge."""
 
@@ -105,8 +111,7 @@ class HttpMetrics:
         """Count one request that ended; ``route`` is the path's template, never the path a client made up."""
         self._now -= 1
         self._in_flight.set({}, float(self._now))
-        known = method if method in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH") else "OTHER"
-        self._requests.inc({"route": route, "method": known, "status": str(status)})
+        self._requests.inc({"route": route, "method": method_label(method), "status": str(status)})
         self._seconds.observe({"route": route}, seconds)
 
 

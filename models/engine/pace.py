@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Final
 
 from models.engine.batch import Lane
 from models.engine.detect import Encoded, Seen
+from models.engine.priority import give_way
 from models.types import DetectOptions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from models.engine.detect import Job
-    from models.engine.priority import Background
     from models.engine.slots import Lease, Slots
 
 logger = logging.getLogger(__name__)
@@ -52,16 +52,14 @@ class Pace:
         run: Callable[[Lease, Sequence[Job | Encoded], Lane], Sequence[Seen | Exception | None]],
         spare_lane: Callable[[Lease], Lane | None],
         ended: Callable[[], None],
-        background: Background,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Measure nothing yet; for the first arguments see ``Shadow``.
 
-        background: lowers the thread that measures; clock: seconds; sleep: waits on it.
+        clock: seconds; sleep: waits on it.
         """
-        self._background = background
         self._slots, self._run, self._spare_lane, self._ended = slots, run, spare_lane, ended
         self._clock, self._sleep = clock, sleep
 
@@ -76,7 +74,7 @@ class Pace:
         images = cycle([image.data for image in resident.release.golden])
         ours: list[float] = []
         theirs: list[float] = []
-        thread = ThreadPoolExecutor(1, thread_name_prefix="pace", initializer=self._background.give_way)
+        thread = ThreadPoolExecutor(1, thread_name_prefix="pace", initializer=give_way)
         try:
             for number in range(LOOKS):
                 found = await self._look(thread, digest, active.release.digest, images, 2**number)

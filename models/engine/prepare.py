@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from models.engine.decode import DecodeLimits, decode
 from models.engine.forms import Form
 from models.engine.postprocess import postprocess
 from models.engine.preprocess import PAD_VALUE, letterbox
-from models.engine.priority import Background
+from models.engine.priority import give_way
 from models.engine.warm import common_shapes, load_fastest
 from models.errors import BackendError, InvalidImageError, ReleaseFaultError, ReleaseRejectedError, SteelyardError
 from models.types import Thresholds
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from models.types import Detections, Release
 
 logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 SIGHT_CONF = 0.05
 MEASURE_BUDGET_S = 3.0
@@ -70,7 +66,6 @@ class Preparer:
     """Turns releases into sessions that may serve. ``prepare`` runs on one worker thread at a time.
 
     lanes, max_batch: forced parts of the plan, None lets the first preparation measure; the plan then stays.
-    background: where it works while another release serves.
     """
 
     backend: Backend
@@ -79,7 +74,6 @@ class Preparer:
     lanes: int | None = None
     max_batch: int | None = None
     clock: Callable[[], float] = time.monotonic
-    background: Background = field(default_factory=Background)
     _plan: Plan | None = None
 
     def prepare(
@@ -105,20 +99,19 @@ class Preparer:
             AbandonedError: ``abandoned`` was set.
 
         """
-        beside: Callable[..., Any] = _at_once if serving is None else self.background.run
+        if serving is not None:
+            give_way()
         with _step("load"):
             self._check_memory(release, resident)
-            # Threads that stay with the session would answer images as far back as they were made.
-            session = self._load(release) if self.backend.keeps_threads else beside(self._load, release)
+            session = self._load(release)
             self.forms.hold(session, estimate(release))
         try:
             with _step("warm"):
-                beside(self._warm, session, release, warm_like, abandoned)
+                self._warm(session, release, warm_like, abandoned)
             with _step("golden"):
                 if self.sight_test is not None:
                     _stop_if(abandoned)
-                    look = functools.partial(self._look, session, release, abandoned=abandoned)
-                    beside(self.sight_test, release, look, serving)
+                    self.sight_test(release, lambda data: self._look(session, release, data, abandoned), serving)
             _stop_if(abandoned)
         except BaseException:
             self.forms.drop(session)
@@ -183,7 +176,7 @@ class Preparer:
                 msg = "the network answers NaN or infinity: its weights are damaged; promote another version"
                 raise ReleaseRejectedError(msg, step="warm")
 
-    def _look(self, session: Session, release: Release, data: bytes, *, abandoned: threading.Event) -> Detections:
+    def _look(self, session: Session, release: Release, data: bytes, abandoned: threading.Event) -> Detections:
         _stop_if(abandoned)
         tensor, placement = letterbox(_decode_golden(data), release.contract)
         try:
@@ -193,10 +186,6 @@ class Preparer:
             raise ReleaseFaultError(str(error), step="golden") from error
         thresholds = Thresholds(conf=SIGHT_CONF, iou=release.thresholds.iou)
         return postprocess(output, placement, release.contract, thresholds)
-
-
-def _at_once(work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-    return work(*args, **named)
 
 
 def estimate(release: Release) -> int:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from models.engine.prepare import AbandonedError
+from models.engine.priority import give_way
 from models.engine.slots import Slots
 from models.errors import UnavailableError
 
@@ -136,7 +137,8 @@ class Residents:
             self._free(release, loading.result())
 
     def _warm(self, form: Form) -> bool:
-        return self._preparer.background.run(self._preparer.forms.warm, form)
+        give_way()
+        return self._preparer.forms.warm(form)
 
     def _warmed(self, lease: Lease, form: Form, done: asyncio.Future[bool]) -> None:
         lease.end()
@@ -159,10 +161,6 @@ class Residents:
     def _close_session(self, session: Session) -> None:
         self._preparer.forms.drop(session)
         try:
-            # Freeing takes a tenth of what loading takes, and it begins just when a flip has let the new one answer.
-            if self._closed:
-                session.close()
-            else:
-                self._preparer.background.run(session.close)
+            session.close()
         except Exception:
             logger.exception("a retired release could not be freed")

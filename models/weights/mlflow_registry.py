@@ -12,22 +12,18 @@ alias moved by hand in MLflow's own pages counts as a promotion for the same rea
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import os
 import shutil
 import tempfile
-import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
-from models.errors import RegistryError, ReleaseRejectedError, UnknownModelError, UnknownVersionError
+from models.errors import UnknownModelError, UnknownVersionError
 from models.rollout.order import PLAIN, to_document
 from models.weights import mlflow_entities as entities
 from models.weights import mlflow_runs
+from models.weights.mlflow_connection import MlflowConnection, log_cause
+from models.weights.mlflow_lookup import all_pages, create_model, model_version, registered_model
 from models.weights.registry import (
     DIGEST_TAG,
     EVALUATION_TAG,
@@ -42,7 +38,7 @@ from models.weights.registry import (
 from models.weights.retention import aliased
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from models.rollout.order import Order
     from models.weights.registry import Evaluation, VersionInfo
@@ -50,19 +46,6 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "steelyard"
 ARTIFACTS = "weights"
-LOCK_TIMEOUT_S = 60.0
-_SQLITE = "sqlite:///"
-_PAGE = 1000
-_UNKNOWN = "RESOURCE_DOES_NOT_EXIST"
-_ENVIRONMENT = {
-    # MLflow's own defaults make a call to a dead server block for minutes.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
-}
 
 
 def open_registry(tracking_uri: str, *, artifact_root: Path | None = None) -> MlflowRegistry:
@@ -84,43 +67,40 @@ class MlflowRegistry:
                 server decides by itself where it is not given.
 
         """
-        self._uri = tracking_uri
-        self._database = Path(tracking_uri.removeprefix(_SQLITE)) if tracking_uri.startswith(_SQLITE) else None
-        if artifact_root is None and self._database is not None:
-            artifact_root = self._database.parent / "artifacts"
+        self._connection = MlflowConnection(tracking_uri)
+        if artifact_root is None and self._connection.database is not None:
+            artifact_root = self._connection.database.parent / "artifacts"
         self._artifact_root = artifact_root
-        self._lock = threading.Lock()
-        self._client: Any = None
         self._experiments: dict[str, str] = {}
 
     def models(self) -> list[str]:
         """Return the names of all registered models, sorted. Raises RegistryError."""
-        with self._reaching() as client:
-            return sorted(model.name for model in _all_pages(client.search_registered_models))
+        with self._connection.reaching() as client:
+            return sorted(model.name for model in all_pages(client.search_registered_models))
 
     def versions(self, model: str) -> list[VersionInfo]:
         """Return all versions, oldest first. Raises UnknownModelError or RegistryError."""
-        with self._reaching() as client:
-            aliases = entities.aliases_of(_registered_model(client, model))
+        with self._connection.reaching() as client:
+            aliases = entities.aliases_of(registered_model(client, model))
             # The model exists, and register refuses names with a quote.
-            found = _all_pages(client.search_model_versions, filter_string=f"name='{model}'")
+            found = all_pages(client.search_model_versions, filter_string=f"name='{model}'")
             return [entities.info(entry, aliases) for entry in sorted(found, key=lambda entry: int(entry.version))]
 
     def version(self, model: str, version: str) -> VersionInfo:
         """Return one version. Raises UnknownModelError, UnknownVersionError or RegistryError."""
-        with self._reaching() as client:
-            aliases = entities.aliases_of(_registered_model(client, model))
-            return entities.info(_model_version(client, model, version), aliases)
+        with self._connection.reaching() as client:
+            aliases = entities.aliases_of(registered_model(client, model))
+            return entities.info(model_version(client, model, version), aliases)
 
     def desired(self, model: str) -> Desired | None:
         """Return what the production alias names, or None where nothing was ever promoted. Raises RegistryError."""
-        with self._reaching() as client:
+        with self._connection.reaching() as client:
             try:
-                registered = _registered_model(client, model)
+                registered = registered_model(client, model)
                 version = entities.alias_target(registered)
                 if version is None:
                     return None
-                entry = _model_version(client, model, version)
+                entry = model_version(client, model, version)
             except (UnknownModelError, UnknownVersionError):
                 # Deleted, perhaps between the two reads: an alias without a version names nothing.
                 return None
@@ -148,7 +128,7 @@ class MlflowRegistry:
 
         sign: see the port; its number is known only once the version exists.
         """
-        with self._reaching() as client:
+        with self._connection.reaching() as client:
             run = client.create_run(
                 self._experiment_id(client, EXPERIMENT), run_name=model, tags=entities.audit("register") | dict(tags)
             )
@@ -157,16 +137,16 @@ class MlflowRegistry:
                 client.log_metric(run.info.run_id, entities.metric_name(name), value)
             client.set_terminated(run.info.run_id)
             try:
-                _registered_model(client, model)
+                registered_model(client, model)
             except UnknownModelError:
-                _create_model(client, model)
+                create_model(client, model)
             return self._add(client, model, run, dict(tags) | {entities.METRIC_TAG: _as_json(metrics)}, sign)
 
     def sign_version(self, model: str, version: str, signature: str) -> None:
         """Put ``signature`` in place of an earlier one, in one write. Raises UnknownVersionError or RegistryError."""
-        with self._reaching() as client:
-            _registered_model(client, model)
-            _model_version(client, model, version)
+        with self._connection.reaching() as client:
+            registered_model(client, model)
+            model_version(client, model, version)
             client.set_model_version_tag(model, version, SIGNATURE_TAG, signature)
 
     def fetch(self, model: str, version: str, destination: Path) -> None:
@@ -174,21 +154,23 @@ class MlflowRegistry:
 
         Raises UnknownModelError, UnknownVersionError or RegistryError.
         """
-        with self._reaching() as client:
-            _registered_model(client, model)
-            source = str(_model_version(client, model, version).source)
-            from mlflow import artifacts  # noqa: PLC0415 - see _connect
+        with self._connection.reaching() as client:
+            registered_model(client, model)
+            source = str(model_version(client, model, version).source)
+            from mlflow import artifacts  # noqa: PLC0415 - takes seconds
 
             with tempfile.TemporaryDirectory(prefix=".fetch-", dir=destination) as folder:
-                found = artifacts.download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=self._uri)
+                found = artifacts.download_artifacts(
+                    artifact_uri=source, dst_path=folder, tracking_uri=self._connection.uri
+                )
                 for path in list(Path(found).iterdir()):
                     shutil.move(path, destination / path.name)
 
     def promote(self, model: str, version: str, *, promotion: str, reason: str, order: Order = PLAIN) -> Desired:
         """Point the production alias at ``version``, with id and order. Raises UnknownVersionError."""
-        with self._reaching() as client:
-            _registered_model(client, model)
-            entry = _model_version(client, model, version)
+        with self._connection.reaching() as client:
+            registered_model(client, model)
+            entry = model_version(client, model, version)
             note = {
                 "id": promotion,
                 "version": version,
@@ -215,26 +197,26 @@ class MlflowRegistry:
 
     def record_evaluation(self, model: str, version: str, evaluation: Evaluation) -> None:
         """Keep an evaluation as a tag of the version, one a data set. Raises UnknownVersionError or RegistryError."""
-        with self._reaching() as client:
-            _registered_model(client, model)
-            _model_version(client, model, version)
+        with self._connection.reaching() as client:
+            registered_model(client, model)
+            model_version(client, model, version)
             tag = f"{EVALUATION_TAG}{evaluation.data}"
             client.set_model_version_tag(model, version, tag, entities.encode_evaluation(evaluation))
 
     def evaluations(self, model: str, version: str) -> tuple[Evaluation, ...]:
         """Return the evaluations of ``version``, oldest first. Raises UnknownVersionError or RegistryError."""
-        with self._reaching() as client:
-            _registered_model(client, model)
-            return entities.evaluations_of(_model_version(client, model, version))
+        with self._connection.reaching() as client:
+            registered_model(client, model)
+            return entities.evaluations_of(model_version(client, model, version))
 
     def delete_version(self, model: str, version: str) -> None:
         """Delete a version, its files and its run.
 
         Raises UnknownModelError, UnknownVersionError, RegistryError, or ReleaseRejectedError where an alias names it.
         """
-        with self._reaching() as client:
-            aliases = entities.aliases_of(_registered_model(client, model))
-            entry = _model_version(client, model, version)
+        with self._connection.reaching() as client:
+            aliases = entities.aliases_of(registered_model(client, model))
+            entry = model_version(client, model, version)
             info = entities.info(entry, aliases)
             if info.aliases:
                 raise aliased(info)
@@ -245,19 +227,19 @@ class MlflowRegistry:
 
     def recorded_serving(self, model: str) -> str | None:
         """Return the version that ``record_serving`` wrote last. Raises UnknownModelError or RegistryError."""
-        with self._reaching() as client:
-            return entities.served_version(_registered_model(client, model).tags.get(SERVING_TAG))
+        with self._connection.reaching() as client:
+            return entities.served_version(registered_model(client, model).tags.get(SERVING_TAG))
 
     def record_serving(self, model: str, *, generation: int, version: str, digest: str) -> None:
         """Write what the fleet has committed. Raises UnknownModelError or RegistryError."""
         note = {"generation": generation, "version": version, "digest": digest, "at": entities.now()}
-        with self._reaching() as client:
-            _registered_model(client, model)
+        with self._connection.reaching() as client:
+            registered_model(client, model)
             client.set_registered_model_tag(model, SERVING_TAG, json.dumps(note, sort_keys=True))
 
     def record_rollout(self, run: RolloutRun) -> None:
         """Keep a finished rollout as a run of its own experiment, once. Raises RegistryError."""
-        with self._reaching() as client:
+        with self._connection.reaching() as client:
             mlflow_runs.write(client, self._experiment_id(client, mlflow_runs.EXPERIMENT), run)
 
     @staticmethod
@@ -277,10 +259,10 @@ class MlflowRegistry:
         if sign is not None:
             client.set_model_version_tag(model, str(entry.version), SIGNATURE_TAG, sign(str(entry.version)))
         client.set_model_version_tag(model, str(entry.version), STATE_TAG, READY)
-        return entities.info(_model_version(client, model, str(entry.version)), {})
+        return entities.info(model_version(client, model, str(entry.version)), {})
 
     def _delete_files(self, client: Any, source: str, run_id: str) -> None:
-        from mlflow.store.artifact.artifact_repository_registry import (  # noqa: PLC0415 - see _connect
+        from mlflow.store.artifact.artifact_repository_registry import (  # noqa: PLC0415 - takes seconds
             get_artifact_repository,
         )
 
@@ -288,12 +270,12 @@ class MlflowRegistry:
             run = client.get_run(run_id)
             # Only what create_version stored: a version made by hand may point at anything, another's files included.
             ours = source == f"{run.info.artifact_uri}/{ARTIFACTS}" and entities.registered_here(run)
-            if not ours or _all_pages(client.search_model_versions, filter_string=f"run_id='{run_id}'"):
+            if not ours or all_pages(client.search_model_versions, filter_string=f"run_id='{run_id}'"):
                 return
-            get_artifact_repository(source, tracking_uri=self._uri).delete_artifacts()
+            get_artifact_repository(source, tracking_uri=self._connection.uri).delete_artifacts()
             client.delete_run(run_id)
         except Exception as error:  # noqa: BLE001 - the version is gone, and some stores delete no files
-            _log_cause(error)
+            log_cause(error)
 
     def _experiment_id(self, client: Any, name: str) -> str:
         if name not in self._experiments:
@@ -313,108 +295,6 @@ class MlflowRegistry:
                 self._experiments[name] = str(found.experiment_id)
         return self._experiments[name]
 
-    @contextlib.contextmanager
-    def _reaching(self) -> Iterator[Any]:
-        """Yield the client; turn whatever MLflow, SQLAlchemy or the network raise into RegistryError."""
-        try:
-            yield self._connect()
-        except (UnknownModelError, UnknownVersionError, RegistryError, ReleaseRejectedError):
-            raise
-        except Exception as error:
-            _log_cause(error)
-            msg = "The registry cannot be reached or refuses; check its address and that it runs, then try again."
-            raise RegistryError(msg) from error
-
-    def _connect(self) -> Any:
-        with self._lock:
-            if self._client is None:
-                self._client = self._open()
-            return self._client
-
-    def _open(self) -> Any:
-        # Before the first import of mlflow, which reads them; an operator's own choice wins.
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        if self._database is None:
-            return _client(self._uri)
-        self._database.parent.mkdir(parents=True, exist_ok=True)
-        # Processes that create the tables at the same time break the database for good.
-        lock = FileLock(f"{self._database}.lock", timeout=LOCK_TIMEOUT_S)
-        try:
-            with lock:
-                client = _client(self._uri)
-                client.search_registered_models(max_results=1)
-        except Timeout:
-            msg = "Another process keeps the registry locked; stop it or wait, then try again."
-            raise RegistryError(msg) from None
-        return client
-
-
-def _client(uri: str) -> Any:
-    from mlflow import MlflowClient  # noqa: PLC0415 - takes two seconds, and reads the environment
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
 
 def _as_json(metrics: Mapping[str, float]) -> str:
     return json.dumps(dict(metrics), sort_keys=True)
-
-
-def _all_pages(search: Any, **arguments: Any) -> list[Any]:
-    found: list[Any] = []
-    token = None
-    while True:
-        page = search(max_results=_PAGE, page_token=token, **arguments)
-        found += page
-        token = page.token
-        if not token:
-            return found
-
-
-def _registered_model(client: Any, model: str) -> Any:
-    try:
-        return _about(client.get_registered_model(model), model)
-    except Exception as error:
-        if getattr(error, "error_code", None) == _UNKNOWN:
-            msg = f"The registry holds no model named {model[:64]}; register weights for it first."
-            raise UnknownModelError(msg) from error
-        raise
-
-
-def _model_version(client: Any, model: str, version: str) -> Any:
-    if not version.isdecimal():
-        _no_version(model, version)
-    try:
-        return _about(client.get_model_version(model, version), model)
-    except Exception as error:
-        if getattr(error, "error_code", None) == _UNKNOWN:
-            _no_version(model, version)
-        raise
-
-
-def _about(entity: Any, model: str) -> Any:
-    # A proxy's empty 200 would pass for a model without an alias.
-    if entity.name != model:
-        msg = "the answer is about nothing that was asked for"
-        raise ValueError(msg)
-    return entity
-
-
-def _no_version(model: str, version: str) -> NoReturn:
-    msg = f"The registry holds no version {version[:20]} of {model}; list the versions and choose one."
-    raise UnknownVersionError(msg)
-
-
-def _create_model(client: Any, model: str) -> None:
-    try:
-        client.create_registered_model(model)
-    except Exception as error:
-        # Somebody else registered the first version of this model at the same moment.
-        if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-def _log_cause(error: Exception) -> None:
-    logging.getLogger(__name__).info("registry call failed: %s: %s", type(error).__name__, str(error)[:300])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import httpx
 import pytest
 from asks import promote, roll_back
 from clients import Clients, regressions
-from false_releases import blind_to_marked, failing_on_marked, marked
+from false_releases import blind_to_marked, failing_on_marked, marked, slow_on_marked
 from open_load import OpenLoad, failed
 from planting import MODEL, plant
 from running import audit
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
 
     from running import Service
 
-RATE: Final = 10.0
+RATE: Final = 6.0
+LAYERS: Final = 100
+"""What a slow picture takes on top: more than three times the former 99th percentile, and less than two cores have."""
 ROLLBACKS: Final = 12
 BAD: Final[dict[str, tuple[Callable[[Path], None], str]]] = {
     "blind": (blind_to_marked, r"\d+ of \d+ answers are empty"),
     "failing": (failing_on_marked, r"\d+ of \d+ images failed"),
+    "slow": (partial(slow_on_marked, layers=LAYERS), r"\d+ of \d+ images took longer than"),
 }
 
 

@@ -409,7 +409,7 @@ async def test_a_signature_serves_for_nothing_but_its_version(tmp_path: Path, re
     ]
     artifact.write_text("graph of somebody else")
     evil = rewrite_manifest(artifact.parent)
-    client = place.registry._connect()
+    client = place.registry._connection.connect()
     client.set_model_version_tag(MODEL, version, DIGEST_TAG, evil)
     assert "does not fit" in await place.refusal(MODEL, version)
     assert not place.cache.has(evil)

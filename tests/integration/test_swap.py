@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 from clients import Clients, regressions
+
+from serve.cluster import processes_of
+from serve.home import remembered_folder
 
 if TYPE_CHECKING:
     from running import Service
@@ -58,3 +64,18 @@ def test_promote_with_the_actor_killed_between_commit_and_go(service: Service) -
     service.settle("2")
     assert service.actor_pid() != actor, "the actor was not killed"
     _assert_all_replicas_serve(service, "2")
+
+
+def test_loads_give_way_and_what_answers_does_not(service: Service) -> None:
+    """After a swap the threads that prepared it lie behind those that answer, which lie behind nobody."""
+    service.settle("1")
+    service.promote("2")
+    service.settle("2")
+    folder = remembered_folder(service.home)
+    assert folder is not None
+    replicas = [each for each in processes_of(folder) if "ServeReplica" in " ".join(each.cmdline())]
+    assert len(replicas) == 2
+    for replica in replicas:
+        assert replica.nice() <= psutil.Process().nice()
+        tasks = Path(f"/proc/{replica.pid}/task").iterdir()
+        assert max(os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in tasks) > replica.nice()

@@ -21,13 +21,6 @@ TOGETHER = {
 RUNTIME = re.compile(r"test_backend\.py::\w+(\[.*\])")
 
 
-@pytest.fixture(autouse=True)
-def _a_busy_machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test measure what the machine has to spare: the suite itself would starve what then lives on that."""
-    if request.path.stem != "test_spare_time":
-        monkeypatch.setattr("models.engine.spare_time.SpareTime.share", lambda _: 0.0)
-
-
 class SecondsOnce(LoadScopeScheduling):
     """Gives each process of pytest-xdist one test after another, and the tests of TOGETHER to one of them."""
 

@@ -84,11 +84,6 @@ class Backend(Protocol):
         """Return the runtime's name, as answers carry it in ``backend``."""
         ...
 
-    @property
-    def keeps_threads(self) -> bool:
-        """Return whether threads that loading starts run images later: they keep the priority of who loaded."""
-        ...
-
     def plans(self) -> tuple[Plan, ...]:
         """Return the plans worth measuring on this hardware, the likeliest first; at least one."""
         ...

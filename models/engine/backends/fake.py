@@ -51,7 +51,6 @@ class FakeBackend:
     """Fulfils Backend. Safe to use from several threads."""
 
     name = "fake"
-    keeps_threads = False
 
     def __init__(
         self,

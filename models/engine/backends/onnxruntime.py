@@ -93,11 +93,6 @@ class OnnxRuntimeBackend:
                 engines=engines,
             )
 
-    @property
-    def keeps_threads(self) -> bool:
-        """Return whether a session has threads of its own: on a CPU, in the plan of one lane."""
-        return self._gpu is None
-
     def plans(self) -> tuple[Plan, ...]:
         """Return large batches for a GPU; else one lane a thread, or one lane with all threads."""
         if self._gpu is not None:

@@ -46,7 +46,6 @@ class OpenVinoBackend:
     """Fulfils Backend."""
 
     name = "openvino"
-    keeps_threads = False
 
     def __init__(self, *, precision: str, threads: int) -> None:
         """Start the runtime.

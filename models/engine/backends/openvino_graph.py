@@ -27,12 +27,14 @@ def untangle_sizes(model: Any, unit: int) -> int:
     from openvino import opset13 as ops  # noqa: PLC0415 - the runtime takes a second to load
 
     free = model.inputs[0].get_partial_shape()
-    model.reshape([1, *PROBE, 3])
-    sizes = {
-        node.get_friendly_name(): [output.get_partial_shape() for output in node.outputs()]
-        for node in model.get_ordered_ops()
-    }
-    model.reshape(free)
+    try:
+        model.reshape([1, *PROBE, 3])
+        sizes = {
+            node.get_friendly_name(): [output.get_partial_shape() for output in node.outputs()]
+            for node in model.get_ordered_ops()
+        }
+    finally:
+        model.reshape(free)
     image = ops.shape_of(model.get_parameters()[0])
 
     def axis(number: int, stride: int = 1) -> Any:

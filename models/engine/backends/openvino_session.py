@@ -39,6 +39,8 @@ WORKSPACE_BYTES = 16
 """Bytes of activations a tensor pixel: 5 MB at 640 x 480."""
 STREAM_DEADLINE_S = 60.0
 """Longest wait for a stream; calls take milliseconds, so a longer one means that the runtime hangs."""
+SHAPE_DEADLINE_S = 60.0
+"""Longest wait until other shapes of the network are compiled, each of which takes half a second."""
 
 
 class _Key(NamedTuple):
@@ -80,7 +82,9 @@ class OpenVinoSession:
         self._threads = threads
         self._weights = weights
         self._lock = threading.Lock()
-        self._shaping = threading.Lock()
+        self._shaping = threading.Condition()
+        self._shape: Shape | None = None
+        self._compiling = 0
         self._streams = plan.workers
         with ThreadPoolExecutor(self._streams, thread_name_prefix="compile") as pool:
             share = max(threads // self._streams, 1)
@@ -198,17 +202,38 @@ class OpenVinoSession:
         # A request of its own: those of the lanes may be busy.
         with self._lock:
             self._check_open()
-            return self._general[0].get_compiled_model().create_infer_request()
+            general = self._general[0]
+        return general.get_compiled_model().create_infer_request()
 
     def _compile_fixed(self, shape: Shape, threads: int) -> Any:
-        # Reshaped where it is: to clone it would keep every other thread from Python for some 20 ms, and to free the
-        # clone for another 10.
-        with self._shaping:
-            with self._lock:
-                self._check_open()
-                model = self._model
-            model.reshape([1, *shape, 3])
+        with self._lock:
+            self._check_open()
+            model = self._model
+        with self._shaped(model, shape):
             return self._compile(model, threads)
+
+    @contextlib.contextmanager
+    def _shaped(self, model: Any, shape: Shape) -> Iterator[None]:
+        """Give ``model`` that shape; it keeps it for all who compile it in that shape meanwhile.
+
+        Reshaped where it is: to clone it would keep every other thread from Python for some 20 ms, and to free the
+        clone for another 10. Raises RuntimeError.
+        """
+        with self._shaping:
+            if not self._shaping.wait_for(lambda: self._compiling == 0 or self._shape == shape, SHAPE_DEADLINE_S):
+                msg = "another shape of the network is being compiled for too long"
+                raise RuntimeError(msg)
+            if self._shape != shape:
+                self._shape = None
+                model.reshape([1, *shape, 3])
+                self._shape = shape
+            self._compiling += 1
+        try:
+            yield
+        finally:
+            with self._shaping:
+                self._compiling -= 1
+                self._shaping.notify_all()
 
     def _check_open(self) -> None:
         if not self._general:

@@ -39,7 +39,6 @@ class TorchBackend:
     """Fulfils Backend."""
 
     name = "torch"
-    keeps_threads = False
 
     def __init__(self, *, threads: int, precision: str = "auto", gpu: bool = False, gpu_share: float = 1.0) -> None:
         """Start the runtime.

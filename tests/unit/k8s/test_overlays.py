@@ -85,3 +85,18 @@ def test_broken_overlay_is_an_error(folder: Path, file: str, old: str, new: str)
     replace(folder / file, old, new)
 
     assert overlays.build_overlays(folder)[1].errors
+
+
+@pytest.mark.usefixtures("built")
+def test_traces_find_their_way_out_where_they_are_asked_for(folder: Path) -> None:
+    """An overlay that lists the component has the collector's address and makes sense; others have none."""
+    listed = "../../components/prometheus\n"
+    replace(folder / "overlays/cpu/kustomization.yaml", listed, f"{listed}  - ../../components/traces\n")
+
+    built, found = overlays.build_overlays(folder)
+
+    assert found.errors == sense.check_sense(built["cpu"]).errors == []
+    endpoint = body(built["cpu"], "ConfigMap", "steelyard")["data"]["STEELYARD_TRACE_ENDPOINT"]
+    (way,) = body(built["cpu"], "NetworkPolicy", "traces")["spec"]["egress"]
+    assert endpoint.endswith(f":{way['ports'][0]['port']}")
+    assert "STEELYARD_TRACE_ENDPOINT" not in body(built["gpu"], "ConfigMap", "steelyard")["data"]

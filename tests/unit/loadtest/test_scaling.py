@@ -40,7 +40,8 @@ def test_what_is_no_picture_cannot_grow() -> None:
 def result_of(make_result: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     """Return a result of scaling.py with one table of two rows."""
     load = {"rate": 50.0, "p50_ms": 20.0, "p99_ms": None, "failed": 1, "refused": 2}
-    rows = [{"title": title, "load": load, "cpu_ms": 30.0, "pss_mib": 812.0} for title in ("1", "2")]
+    first = load | {"rate": 40.0}
+    rows = [{"title": title, "load": load, "first": first, "cpu_ms": 30.0, "pss_mib": 812.0} for title in ("1", "2")]
     return {"machine": make_result()["machine"], "tables": {"clients": rows}}
 
 
@@ -48,7 +49,7 @@ def test_a_table_has_a_row_a_step(make_result: Callable[..., dict[str, Any]]) ->
     """What failed and what was refused stand beside the rate."""
     text = scaling.markdown(result_of(make_result))
 
-    assert "| 2 | 50 | 20 | - | 30 | 812 | 3 |" in text
+    assert "| 2 | 50 | 40 | 20 | - | 30 | 812 | 3 |" in text
 
 
 def test_both_results_are_drawn(tmp_path: Path, make_result: Callable[..., dict[str, Any]]) -> None:

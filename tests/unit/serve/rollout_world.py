@@ -97,7 +97,6 @@ class Fleet:
                 names=lambda: frozenset(self.names),
                 in_thread=_at_once,
                 in_registry_thread=_at_once,
-                in_spare_thread=_at_once,
                 depose=self._depose,
                 tidy=self._tidy,
                 timing=self.timing,

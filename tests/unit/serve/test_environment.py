@@ -64,6 +64,12 @@ def test_only_a_ray_of_one_node_keeps_its_resources_to_itself(settings: Settings
     assert not pod.keys() & ALONE.keys()
 
 
+def test_what_answers_gives_way_to_nobody(settings: Settings) -> None:
+    """Ray would put its workers behind everything else on the machine, and before the loads that give way to them."""
+    for make in (serve_environment, ray_environment):
+        assert make(settings, FOLDER, Ports())["RAY_worker_niceness"] == "0"
+
+
 def test_libraries_neither_install_nor_report(settings: Settings) -> None:
     """Every process of the service, in a pod or not, is told to stay off the network."""
     for make in (serve_environment, ray_environment):

@@ -70,6 +70,17 @@ async def test_an_expected_error_is_not_logged(caplog: pytest.LogCaptureFixture)
     assert not caplog.records
 
 
+async def test_a_method_that_a_client_made_up_is_in_no_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where every request gets one: whatever a client writes into it could be anything."""
+    monkeypatch.setitem(SCOPE, "method", "SECRET")
+    with caplog.at_level(logging.DEBUG, logger="serve.middleware"):
+        await drive(failing(OverloadedError("full")))
+    (record,) = caplog.records
+    assert record.__dict__["method"] == "OTHER"
+
+
 async def test_an_error_in_the_middle_of_an_answer_breaks_the_connection() -> None:
     """Half an answer must not look like a whole one, so the server is told."""
 

@@ -77,7 +77,7 @@ class World:
     async def until(self, queued: int, running: int) -> None:
         """Wait until so many images wait, decoded, and so many batches run."""
         for _ in range(4000):
-            if (self.engine._batcher.queued, self.engine.running, self.engine._decoding) == (queued, running, 0):
+            if (self.engine._batcher.queued, self.engine.running, self.engine._path._decoding) == (queued, running, 0):
                 return
             await asyncio.to_thread(threading.Event().wait, 0.005)
         pytest.fail("the images never came")

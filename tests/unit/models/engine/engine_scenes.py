@@ -78,7 +78,7 @@ class Gate:
 async def queue_of(engine: Engine, length: int) -> None:
     """Wait until so many images wait, decoded."""
     for _ in range(2000):
-        if engine._batcher.queued == length and engine._decoding == 0:
+        if engine._batcher.queued == length and engine._path._decoding == 0:
             return
         await asyncio.to_thread(threading.Event().wait, 0.005)
     pytest.fail(f"{engine.queued} images wait instead of {length}")

@@ -230,7 +230,7 @@ async def test_the_door_reckons_with_the_threads_that_work(
     async with Engine(FakeBackend(plan=Plan(3, 1, decodes=True)), EngineSettings()) as engine:
         await serve(engine, make_release())
         workers: list[int] = []
-        monkeypatch.setattr(engine._door, "check", lambda *given: workers.append(given[-1]))
+        monkeypatch.setattr(engine._path._door, "check", lambda *given: workers.append(given[-1]))
         await engine.detect(png(1), PLAIN, CONTEXT)
     assert workers == [2]
 
@@ -263,7 +263,7 @@ async def test_an_answer_tells_its_course(way: Callable, make_release: Callable[
     async with Engine(FakeBackend(plan=way(1, 8))) as engine:
         await serve(engine, make_release())
         answers = await asyncio.gather(*(engine.detect(png(seed), PLAIN, CONTEXT) for seed in range(6)))
-        lanes_decode = engine._decoded_by_lanes()
+        lanes_decode = engine._path._decoded_by_lanes()
     sizes: dict[int, list[int]] = {}
     for answer in answers:
         course = answer.course

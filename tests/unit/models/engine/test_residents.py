@@ -16,7 +16,6 @@ from models.engine.backends.fake import FakeBackend
 from models.engine.forms import CLEARLY_MORE, EARNED_AFTER, Form, FormCache
 from models.engine.observe import NullObserver
 from models.engine.prepare import Preparer, estimate
-from models.engine.priority import Background
 from models.engine.residents import Residents
 from models.errors import BackendError, ReleaseFaultError, ReleaseRejectedError, UnavailableError
 
@@ -132,9 +131,7 @@ async def test_a_session_finished_as_its_caller_goes_is_freed(make_release: Call
     backend = FakeBackend(load_time_s=1.0, sleep=gate)
     async with residents_of(backend) as residents:
         forms = residents._preparer.forms
-        residents._preparer = SimpleNamespace(
-            prepare=lambda release, *_: backend.load(release), forms=forms, background=Background(lambda: 0.0)
-        )
+        residents._preparer = SimpleNamespace(prepare=lambda release, *_: backend.load(release), forms=forms)
         task = asyncio.create_task(residents.prepare(make_release("a")))
         assert await asyncio.to_thread(gate.reached.wait, 20)
         task.cancel()
@@ -256,7 +253,7 @@ async def test_forms_are_made_at_a_lower_priority(
 ) -> None:
     """Images are answered meanwhile, also where the release that serves was prepared beside none."""
     events: list[str] = []
-    monkeypatch.setattr("models.engine.priority.Background.give_way", lambda _: events.append("gives way"))
+    monkeypatch.setattr("models.engine.residents.give_way", lambda: events.append("gives way"))
     async with serving(make_release) as (residents, session, _):
         session.warm = lambda *_, **__: events.append("makes") is None
         residents.warm_if_earned(Form(session, (32, 32)), EARNED_AFTER)

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.engine.backends.fake import FakeBackend
-from models.engine.engine import OVERRUN_S, Engine
+from models.engine.engine import Engine
+from models.engine.request_path import OVERRUN_S
 from models.engine.trial import place
 from models.errors import (
     BackendError,
@@ -195,7 +196,7 @@ async def test_a_step_that_begins_meanwhile_decides_who_answers(
     """Be the image in the queue or still decoded; it is decoded again only for a network of another geometry."""
     async with Engine(FakeBackend()) as engine:
         _, new = await beside(engine, make_release, imgsz=imgsz)
-        make_job = engine._detecting.make_job
+        make_job = engine._path._detecting.make_job
         entered, leave = threading.Event(), threading.Event()
         decoded = []
 
@@ -205,7 +206,7 @@ async def test_a_step_that_begins_meanwhile_decides_who_answers(
             assert leave.wait(20)
             return make_job(*arguments)
 
-        monkeypatch.setattr(engine._detecting, "make_job", decode)
+        monkeypatch.setattr(engine._path._detecting, "make_job", decode)
         engine.hold()
         asking = asyncio.create_task(engine.detect(png(0), PLAIN, by(CHOSEN)))
         assert await asyncio.to_thread(entered.wait, 20)

@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _client(registry: MlflowRegistry) -> Any:
-    return registry._connect()
+    return registry._connection.connect()
 
 
 def test_artifacts_stay_in_the_home_folder(

@@ -44,7 +44,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> MlflowRegistry:
 
 
 def _runs(registry: MlflowRegistry, ident: str) -> list[Any]:
-    client = registry._connect()
+    client = registry._connection.connect()
     experiment = client.get_experiment_by_name(mlflow_runs.EXPERIMENT)
     found = client.search_runs([experiment.experiment_id])
     return [run for run in found if run.data.tags[mlflow_runs.IDENT_TAG] == ident]
@@ -83,7 +83,7 @@ def test_a_write_that_is_repeated_completes_the_run_that_it_began(
     registry: MlflowRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A registry that failed in the middle holds one run in the end, whole."""
-    client = registry._connect()
+    client = registry._connection.connect()
     rollout = replace(RUN, ident="r2", result="rejected", reason="quality: " + "it sees worse " * 100)
 
     def fail(*_: object, **__: object) -> None:
