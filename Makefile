@@ -15,7 +15,7 @@ STEELYARD_SHARED ?= ../shared
 export STEELYARD_SHARED
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check check-release pin rehearse images sbom faults faults-sample backing backing-sample bench lock demo clean
+.PHONY: help serve test test-sample check check-release pin rehearse images sbom faults faults-sample backing backing-sample bench lock demo clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -26,6 +26,10 @@ serve: $(VENV)/.runtime ## Serve on http://127.0.0.1:8000 (MODEL=weights.pt, REP
 test: $(VENV)/.dev ## Run the unit, integration and end-to-end tests
 	$(BIN)/pytest -q -n auto tests/unit
 	$(BIN)/pytest tests/integration tests/e2e
+
+test-sample: $(VENV)/.dev ## Run those of them that CI runs: all but the long ones
+	$(BIN)/pytest -q -n auto tests/unit
+	$(BIN)/pytest --durations=10 tests/integration tests/e2e -m "not long"
 
 check: $(VENV)/.dev ## Lint, types, architecture, manifests, Dockerfile, compose, alerts
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 from running import free_port
 
 from models import demo
@@ -37,6 +38,7 @@ def test_help_lists_every_target() -> None:
         assert f"{target} " in shown
 
 
+@pytest.mark.long
 def test_a_weights_file_is_served_under_its_stem_and_registered_once(tmp_path: Path) -> None:
     """``make serve MODEL=file REPLICAS=2`` serves it on two replicas; the second start finds it registered."""
     weights = tmp_path / "my-trays.pt"

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from running import Service
 
+pytestmark = pytest.mark.long
+
 JPEG = {"Content-Type": "image/jpeg"}
 REVOKED_S = 2.0
 """Time within which every replica refuses a key that was revoked."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from models.types import Detections, Release
     from models.weights.fake_registry import FakeRegistry
 
-pytestmark = pytest.mark.shared
+pytestmark = [pytest.mark.shared, pytest.mark.long]
 
 AT_ONCE = 8
 

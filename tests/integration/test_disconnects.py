@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.cluster import processes_of
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from running import Service
+
+pytestmark = pytest.mark.long
 
 REQUESTS = 1000
 LEAVING = 3

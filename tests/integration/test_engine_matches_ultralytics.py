@@ -103,6 +103,7 @@ def test_bus_agrees_box_by_box(pair: Pair, backend: str) -> None:
         assert abs(ours.scores[same][nearest.argmin()] - score) <= 0.01
 
 
+@pytest.mark.long
 def test_lower_precision_still_sees_coco128(pair: Pair, shared: Path) -> None:
     """In bf16 at least 95 % of the boxes that fp32 finds in COCO128 match at an overlap of 0.9."""
     openvino = pytest.importorskip("openvino")

@@ -25,6 +25,8 @@ from ultralytics_val import Ultralytics
 if TYPE_CHECKING:
     from models.weights.registry import Evaluation
 
+pytestmark = pytest.mark.long
+
 RULE = SignatureRule(KeyFolder(Path("nowhere")), required=False)
 SCENES = 40
 ALLOWED = 0.003

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from running import Service
 
+pytestmark = pytest.mark.long
+
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 _ROW = re.compile(r"^\| `ray_(steelyard_\w+)` \| (\w+) \|([^|]*)\|", re.MULTILINE)
 OF_RAY = {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import orjson
+import pytest
 from PIL import Image, PngImagePlugin
 
 from serve.home import remembered_folder
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from running import Service
+
+pytestmark = pytest.mark.long
 
 CANARY = "cAnArY7f3Zq9"
 TOLD_S = 12.0

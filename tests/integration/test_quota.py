@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from running import Service
 
+pytestmark = pytest.mark.long
+
 WORK_S = 0.2
 """Time that the fake detector takes for an image."""
 

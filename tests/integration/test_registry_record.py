@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import pytest
 import running
 
 from models.weights.manifest import ONNX
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def _rollouts(service: Service) -> list[dict[str, Any]]:
     """Return the parameters of the runs of rollouts that the service's registry holds, newest first."""
-    client: Any = service.registry()._connect()  # type: ignore[attr-defined]
+    client: Any = service.registry()._connection.connect()  # type: ignore[attr-defined]
     experiment = client.get_experiment_by_name(EXPERIMENT)
     return [] if experiment is None else [run.data.params for run in client.search_runs([experiment.experiment_id])]
 
@@ -55,6 +56,7 @@ def test_a_promotion_becomes_a_run_in_mlflow_and_the_registrys_age_a_metric(serv
     assert age < 60.0
 
 
+@pytest.mark.long
 def test_a_start_without_the_registry_says_so_and_one_with_a_damaged_copy_names_it(
     service: Service, tmp_path: Path
 ) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from running import Service
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _AWAY = ("# Needs a cluster.", "# Needs Docker.")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
+import pytest
 import running
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -159,6 +160,7 @@ def test_a_second_start_and_a_taken_port_are_refused_in_one_line(service: Servic
     assert service.detect()["images"][0]["results"]
 
 
+@pytest.mark.long
 def test_sigterm_ends_every_process_within_ten_seconds(service: Service, tmp_path: Path) -> None:
     """A second service, with two models and autoscaling, serves beside the first and leaves nothing behind."""
     models = [f"--model=tray={demo.weights_path(1)}", f"--model=other={demo.weights_path(2)}"]

@@ -22,6 +22,8 @@ import uvloop
 if TYPE_CHECKING:
     from running import Service
 
+pytestmark = pytest.mark.long
+
 CLIENTS = 200
 SECONDS = float(os.environ.get("STEELYARD_SLOW_SECONDS", "12"))
 """Of the slow part; 60 is the issue's measure, 12 is CI's sample."""

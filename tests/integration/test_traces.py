@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from collector import Told
 
+pytestmark = pytest.mark.long
+
 CANARY = "cAnArY7f3Zq9"
 PARENT = f"00-{'a1' * 16}-{'b2' * 8}-01"
 CALL_S = 0.4
