@@ -131,7 +131,6 @@ def _start_on(settings: Settings, node: str, name: str) -> Any:
     return start(settings, name, resources={node: 1})
 
 
-@pytest.mark.sample
 def test_fault_10_node_loss(nodes: Nodes, settings: Settings, replicas: dict[str, Any]) -> None:
     """A node dies in the middle of a promotion: only its own requests are lost, the others commit, a new one joins."""
     before = until(settings, lambda found: len(found["replicas"]) == 3, within_s=60.0)["serving"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-import pytest
 import running
 from clients import Clients
 from outage import registry_down
@@ -26,7 +25,6 @@ FULL = 8
 """Clients without pause, as many as fill a replica of 20 images a second."""
 
 
-@pytest.mark.sample
 def test_a_fleet_grows_and_shrinks_without_its_registry(tmp_path: Path) -> None:
     """A second replica starts from what the fleet and the machine hold, and leaves again; each request is answered."""
     scaled = running.start(tmp_path / "home", tmp_path / "serve.log", **SETTINGS)

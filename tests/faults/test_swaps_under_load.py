@@ -5,15 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pytest
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "loadtest"))
 
 import swap
 from swap_figures import summarize
 
 
-@pytest.mark.sample
 def test_ten_swaps_of_two_replicas_under_load() -> None:
     """None of the requests fails or gets a wrong or an older answer; each replica holds and flips once a swap.
 
