@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from models.engine.prepare import AbandonedError
-from models.engine.priority import give_way
+from models.engine.priority import FORM_NICENESS, give_way
 from models.engine.slots import Slots
 from models.errors import UnavailableError
 
@@ -137,7 +137,7 @@ class Residents:
             self._free(release, loading.result())
 
     def _warm(self, form: Form) -> bool:
-        give_way()
+        give_way(FORM_NICENESS)
         return self._preparer.forms.warm(form)
 
     def _warmed(self, lease: Lease, form: Form, done: asyncio.Future[bool]) -> None:

@@ -253,7 +253,7 @@ async def test_forms_are_made_at_a_lower_priority(
 ) -> None:
     """Images are answered meanwhile, also where the release that serves was prepared beside none."""
     events: list[str] = []
-    monkeypatch.setattr("models.engine.residents.give_way", lambda: events.append("gives way"))
+    monkeypatch.setattr("models.engine.residents.give_way", lambda _: events.append("gives way"))
     async with serving(make_release) as (residents, session, _):
         session.warm = lambda *_, **__: events.append("makes") is None
         residents.warm_if_earned(Form(session, (32, 32)), EARNED_AFTER)
