@@ -167,7 +167,7 @@ def markdown(result: dict[str, Any]) -> str:
                 number(row["load"]["p99_ms"], 3),
                 number(row["cpu_ms"], 3),
                 number(row["pss_mib"], 4),
-                str(row["load"]["failed"] + row["load"]["refused"]),
+                str(sum(row[each][what] for each in ("first", "load") for what in ("failed", "refused"))),
             ]
             for row in rows
         ]

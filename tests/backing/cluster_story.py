@@ -246,8 +246,6 @@ class World:
             "REDIS_PASSWORD": secrets.token_hex(16),
             "RAY_external_storage_namespace": "steelyard-test",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
-            # A head has a machine of its own: what it starts must not take the replicas' cores here.
-            "RAY_worker_niceness": "0",
         }
 
     def _wait(self, there: Callable[[], bool], what: str, within_s: float = READY_S) -> None:

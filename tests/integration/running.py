@@ -87,6 +87,12 @@ class Service:
         """Ask for ``version`` over HTTP without waiting for the replicas."""
         return httpx.post(f"{self.url}/v1/models/checkout/promote", json={"version": version}, timeout=30)
 
+    def replicas(self) -> list[psutil.Process]:
+        """Return the processes of the replicas."""
+        folder = remembered_folder(self.home)
+        assert folder is not None
+        return [each for each in processes_of(folder) if "ServeReplica" in " ".join(each.cmdline())]
+
     def actor_pid(self) -> int | None:
         """Return the process of the rollout actor, None while there is none."""
         folder = remembered_folder(self.home)

@@ -35,13 +35,6 @@ ANY = EITHER | {422}
 WORST_SHOWN = 5
 
 
-def replicas(service: Service) -> list[psutil.Process]:
-    """Return the processes of the replicas."""
-    folder = remembered_folder(service.home)
-    assert folder is not None
-    return [process for process in processes_of(folder) if "ServeReplica" in " ".join(process.cmdline())]
-
-
 class Watched:
     """The replicas' resident memory, sampled every few milliseconds on a thread of its own."""
 
@@ -85,7 +78,7 @@ class Posted:
 def post_all(service: Service, files: Iterator[Case]) -> Posted:
     """Post one file after the other, each once more if it took too long: other programs may have had the cores."""
     posted = Posted()
-    with httpx.Client(timeout=30) as client, Watched(replicas(service)) as watched:
+    with httpx.Client(timeout=30) as client, Watched(service.replicas()) as watched:
         for case in files:
             before = watched.grown
             taken, answer = _post(client, service, case.data)
@@ -125,10 +118,10 @@ def warm(service: Service) -> None:
 def _pids(service: Service) -> Iterator[set[int]]:
     """Demand that the same replicas answer before and after."""
     warm(service)
-    before = {process.pid for process in replicas(service)}
+    before = {process.pid for process in service.replicas()}
     assert len(before) == 2
     yield before
-    assert {process.pid for process in replicas(service)} == before
+    assert {process.pid for process in service.replicas()} == before
     assert service.detect()["images"][0]["results"]
 
 

@@ -17,9 +17,6 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.cluster import processes_of
-from serve.home import remembered_folder
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -120,13 +117,6 @@ def total(found: list[Any], name: str, **labels: str) -> float:
     return sum(s.value for s in found if s.name == name and labels.items() <= s.labels.items())
 
 
-def replicas(service: Service) -> list[psutil.Process]:
-    """Return the processes of the replicas."""
-    folder = remembered_folder(service.home)
-    assert folder is not None
-    return [process for process in processes_of(folder) if "ServeReplica" in " ".join(process.cmdline())]
-
-
 def open_requests(service: Service) -> int:
     """Return how many connections HAProxy has with clients."""
     port = int(service.url.rpartition(":")[2])
@@ -141,9 +131,9 @@ def test_clients_that_leave_midway_leave_nothing_behind(service: Service) -> Non
     client = Client(service.url, service.tray)
     asyncio.run(storm(client, 4 * AT_ONCE))  # what the first load leaves in memory is no leak
     before = samples(service)
-    pids = sorted(process.pid for process in replicas(service))
-    memory = {process.pid: process.memory_info().rss for process in replicas(service)}
-    files = {process.pid: process.num_fds() for process in replicas(service)}
+    pids = sorted(process.pid for process in service.replicas())
+    memory = {process.pid: process.memory_info().rss for process in service.replicas()}
+    files = {process.pid: process.num_fds() for process in service.replicas()}
     client = Client(service.url, service.tray)
 
     asyncio.run(storm(client, REQUESTS))
@@ -171,7 +161,7 @@ def test_clients_that_leave_midway_leave_nothing_behind(service: Service) -> Non
     assert len({replica for _, replica in held}) >= len(pids)
     assert answered < REQUESTS, "an image whose client had left was answered all the same, each time"
     assert open_requests(service) <= 1
-    after = replicas(service)
+    after = service.replicas()
     assert sorted(process.pid for process in after) == pids, "a replica was replaced"
     for process in after:
         assert process.memory_info().rss < memory[process.pid] + MEMORY_MB * 2**20

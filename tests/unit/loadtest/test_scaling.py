@@ -49,7 +49,7 @@ def test_a_table_has_a_row_a_step(make_result: Callable[..., dict[str, Any]]) ->
     """What failed and what was refused stand beside the rate."""
     text = scaling.markdown(result_of(make_result))
 
-    assert "| 2 | 50 | 40 | 20 | - | 30 | 812 | 3 |" in text
+    assert "| 2 | 50 | 40 | 20 | - | 30 | 812 | 6 |" in text
 
 
 def test_both_results_are_drawn(tmp_path: Path, make_result: Callable[..., dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,22 @@ async def test_both_are_timed_on_the_same_images_in_turns(make: Callable[[str], 
         order = [call.digest for call in backend.calls]
         assert LEAST_ROUNDS <= len(order) / 2 <= MOST_ROUNDS * (2**LOOKS - 1)
         assert order == [B, A] * (len(order) // 2)
+
+
+async def test_the_comparison_gives_way(make: Callable[[str], Release], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Live images that arrive meanwhile go first: both releases run on one thread that has stepped back."""
+    lowered: list[str] = []
+    monkeypatch.setattr("models.engine.pace.give_way", lambda: lowered.append(threading.current_thread().name))
+    ran: list[str] = []
+    backend = FakeBackend(service_time_s=0.001, sleep=lambda _: ran.append(threading.current_thread().name))
+    async with Engine(backend, EngineSettings(threads=2)) as engine:
+        await serve(engine, make("a"))
+        await engine.prepare(make("b"))
+        ran.clear()
+        backend.sleep = lambda seconds: (ran.append(threading.current_thread().name), time.sleep(seconds))
+        assert await engine.golden_ms(B) is not None
+    assert len(lowered) == 1
+    assert set(ran) == set(lowered)
 
 
 async def test_with_nothing_to_compare_there_is_no_measurement(make: Callable[[str], Release]) -> None:

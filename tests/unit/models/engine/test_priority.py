@@ -11,6 +11,8 @@ import pytest
 
 from models.engine.priority import NICENESS, give_way
 
+LOW = 17
+
 
 def niceness() -> int:
     """Return the calling thread's."""
@@ -31,3 +33,16 @@ def test_only_the_thread_that_asks_gives_way() -> None:
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(ask).result() == (max(before, NICENESS), max(before, NICENESS))
     assert niceness() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
+def test_nobody_comes_forward_by_giving_way() -> None:
+    """Where a thread or its process is far back already, a privileged one must not rise to the niceness asked for."""
+
+    def ask() -> int:
+        give_way(LOW)
+        give_way()
+        return niceness()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(ask).result() == LOW

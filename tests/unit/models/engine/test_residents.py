@@ -16,6 +16,7 @@ from models.engine.backends.fake import FakeBackend
 from models.engine.forms import CLEARLY_MORE, EARNED_AFTER, Form, FormCache
 from models.engine.observe import NullObserver
 from models.engine.prepare import Preparer, estimate
+from models.engine.priority import FORM_NICENESS
 from models.engine.residents import Residents
 from models.errors import BackendError, ReleaseFaultError, ReleaseRejectedError, UnavailableError
 
@@ -252,13 +253,13 @@ async def test_forms_are_made_at_a_lower_priority(
     make_release: Callable[..., Release], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images are answered meanwhile, also where the release that serves was prepared beside none."""
-    events: list[str] = []
-    monkeypatch.setattr("models.engine.residents.give_way", lambda _: events.append("gives way"))
+    events: list[object] = []
+    monkeypatch.setattr("models.engine.residents.give_way", events.append)
     async with serving(make_release) as (residents, session, _):
         session.warm = lambda *_, **__: events.append("makes") is None
         residents.warm_if_earned(Form(session, (32, 32)), EARNED_AFTER)
         await worked(residents)
-        assert events == ["gives way", "makes"]
+        assert events == [FORM_NICENESS, "makes"]
 
 
 async def test_a_failing_form_harms_nobody(make_release: Callable[..., Release]) -> None:

@@ -268,3 +268,13 @@ def test_a_form_forgotten_during_a_call_serves_no_further_one(
     assert used[0] not in session._general
     assert used[1] in session._general
     assert session._idle[SHAPE, False] == []
+
+
+def test_shapes_that_are_made_side_by_side_do_not_mix(session: OpenVinoSession) -> None:
+    """They are compiled from one network, which has one shape at a time: each form is kept and takes its own images."""
+    shapes = [(32 * rows, 32 * columns) for rows in (1, 2, 3) for columns in (1, 2, 3)]
+    with ThreadPoolExecutor(len(shapes)) as pool:
+        assert list(pool.map(session.warm, shapes)) == [True] * len(shapes)
+    for shape in shapes:
+        request = session._forms[module._Key(shape, alone=False, copy=0)].request
+        assert tuple(request.get_compiled_model().inputs[0].shape) == (1, *shape, 3)
