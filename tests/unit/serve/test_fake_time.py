@@ -34,3 +34,16 @@ def test_what_never_ends_is_ended() -> None:
     """A test that waits for nothing fails instead of hanging."""
     with pytest.raises(TimeoutError):
         run(asyncio.Event().wait(), limit_s=5.0)
+
+
+def test_a_slow_machine_makes_no_deadline_pass() -> None:
+    """Code takes no time here: what is due in a millisecond comes before what is due in two, however long it takes."""
+
+    async def work() -> float:
+        async with asyncio.timeout(0.002):
+            begun = asyncio.get_running_loop().time()
+            assert sum(range(1_000_000)) > 0
+            await asyncio.sleep(0.001)
+            return asyncio.get_running_loop().time() - begun
+
+    assert run(work()) == pytest.approx(0.001, abs=1e-4)
