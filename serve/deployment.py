@@ -30,8 +30,8 @@ from serve.access import AccessKey, Scope
 from serve.access_file import AccessFile
 from serve.access_log import AccessLog
 from serve.autoscaling import START, Workload
-from serve.garbage import spare_what_stays
 from serve.ingress import create_app
+from serve.interpreter import hand_over_soon, spare_what_stays
 from serve.ledger import RayLedger
 from serve.logs import setup_logging
 from serve.member import Member
@@ -100,6 +100,7 @@ class Detector:
         local: id and SHA-256 (hex) of a key with every scope, by which the launcher's own commands get in.
         """
         begun = time.time()
+        hand_over_soon()
         keep_off_the_network()
         self._settings = Settings(**settings)
         self._stop_logging = _start_logging(self._settings.log_level, logs)

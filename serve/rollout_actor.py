@@ -29,8 +29,8 @@ from models.weights.retention import NOTHING_BESIDE, Rule, fates
 from serve.audit import Audit
 from serve.depot import MOST_DOWNLOADS, Depot
 from serve.faults import REPLICA_POINTS, FaultPoints, check_action
-from serve.garbage import spare_what_stays
 from serve.in_use import digests_of
+from serve.interpreter import hand_over_soon, spare_what_stays
 from serve.ledger import RayLedger
 from serve.quota_desk import QuotaDesk
 from serve.reconciler import Parts, Reconciler
@@ -66,6 +66,7 @@ class RolloutActor:
 
     def __init__(self, settings: Settings, deployment: str) -> None:
         """Begin a new life: claim an incarnation in the ledger, then recover each model. Runs on the actor's loop."""
+        hand_over_soon()
         registry = MlflowRegistry(settings.tracking_uri, artifact_root=None)
         self._ledger = RayLedger(deployment)
         self._faults = FaultPoints(allowed=settings.allow_fault_injection)
