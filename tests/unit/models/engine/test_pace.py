@@ -14,7 +14,7 @@ from engine_scenes import CONTEXT, PLAIN, Gate, png, serve
 from models.engine.backends.backend import Plan
 from models.engine.backends.fake import FakeBackend
 from models.engine.engine import Engine, EngineSettings
-from models.engine.pace import DOUBT, LEAST_ROUNDS, LOOKS, MOST_ROUNDS
+from models.engine.pace import DOUBT, LEAST_ROUNDS, LOOKS, MOST_ROUNDS, ROUNDS_S
 from models.errors import BackendError
 from models.types import Detections, GoldenImage
 
@@ -196,12 +196,22 @@ async def test_a_candidate_that_is_slow_in_every_look_is_called_slow(measured: t
 
 
 async def test_the_looks_of_a_slow_network_end_in_time(measured: tuple[Engine, Machine]) -> None:
-    """A rollout waits for them: a quarter, a half and one second, and the rounds that had begun."""
+    """A rollout waits for them: each is twice as long as the one before, and ends with the round that had begun."""
     engine, machine = measured
     machine.takes = lambda digest: 0.1 * (3.0 if digest == B else 1.0)
     begun = machine.now
     assert await engine.golden_ms(B) == pytest.approx((300.0, 100.0))
-    assert machine.now - begun < 1.75 + LOOKS * LEAST_ROUNDS * 0.4
+    assert machine.now - begun < ROUNDS_S * (2**LOOKS - 1) + LOOKS * LEAST_ROUNDS * 0.4
+
+
+async def test_what_is_as_fast_costs_a_rollout_an_eighth_of_a_second(measured: tuple[Engine, Machine]) -> None:
+    """One look, three rounds at least, of networks as a CPU runs them: a promotion waits for little beyond its load."""
+    engine, machine = measured
+    machine.takes = lambda _: 0.018
+    begun = machine.now
+    assert await engine.golden_ms(B) == pytest.approx((18.0, 18.0))
+    assert len(machine.calls) >= 2 * LEAST_ROUNDS
+    assert machine.now - begun <= 0.125 + 2 * 0.018
 
 
 async def test_neither_is_timed_as_an_image_that_is_alone(measured: tuple[Engine, Machine]) -> None:
