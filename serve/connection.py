@@ -234,5 +234,9 @@ class DisconnectGuard:
     ) -> None:
         # The watcher cannot fire after this line: it needs a turn of the loop, and its next one is its own end.
         self._watch.cancel()
-        if self._gone and self._work.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        left = self._gone and self._work.uncancel() <= self._cancelling
+        # The watcher ends with an error whose frames know this guard: a circle around all of the request, which only
+        # a full collection would free.
+        del self._watch, self._work
+        if left and kind is asyncio.CancelledError:
             raise ClientDisconnect from None

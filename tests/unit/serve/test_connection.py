@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import gc
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -292,6 +295,31 @@ async def test_work_that_ends_leaves_no_watcher() -> None:
         pass
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_what_a_request_held_is_freed_without_a_collection() -> None:
+    """A circle through the watcher would keep it until a full collection, which holds up everybody."""
+
+    class Held:
+        pass
+
+    held = Held()
+    seen = weakref.ref(held)
+
+    async def receive(held: Held) -> Message:
+        await asyncio.Event().wait()
+        return {"type": type(held).__name__}
+
+    gc.disable()
+    try:
+        async with DisconnectGuard(functools.partial(receive, held)):
+            await asyncio.sleep(0)
+        del held
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_cancellation_from_outside_stays_one() -> None:

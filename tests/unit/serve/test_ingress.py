@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import io
 import struct
 import zlib
@@ -21,7 +22,7 @@ from serve.ingress import create_app
 from serve.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, MutableMapping
     from contextlib import AbstractAsyncContextManager
 
     import httpx
@@ -197,3 +198,56 @@ async def test_swaps_under_load_fail_nobody_and_mix_nothing(real: tuple[Engine, 
         assert version == str(generation)
         assert expected.setdefault(version, results) == results
     assert set(expected) >= {"2", "3", "4", "5"}
+
+
+_TWO = b"".join(
+    b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n\xff\xd8' + bytes(9) + b"\r\n"
+    for _ in range(2)
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "body", "status"),
+    [
+        ("/v1/detect", b"image/jpeg", b"\xff\xd8" + bytes(9), 200),
+        ("/v1/models/street/detect", b"multipart/form-data; boundary=x", _TWO + b"--x--\r\n", 200),
+        ("/v1/detect", b"image/jpeg", b"no image", 400),
+        ("/v1/detect", b"application/json", b"{", 400),
+        ("/v1/models/nobody/detect", b"image/jpeg", b"\xff\xd8", 404),
+    ],
+)
+async def test_a_request_leaves_nothing_that_only_a_collection_frees(
+    app: FastAPI, path: str, kind: bytes, body: bytes, status: int
+) -> None:
+    """Its parts, kept alive by each other, would hold up everybody in the collection that ends them."""
+    parts: list[int] = []
+
+    async def request() -> None:
+        whole: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if not whole:
+                await asyncio.Event().wait()
+            return whole.pop()
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            parts.append(message.get("status", 0))
+
+        headers = [(b"host", b"127.0.0.1:8000"), (b"content-type", kind), (b"content-length", b"%d" % len(body))]
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+        rest = {"asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "root_path": ""}
+        await app({**scope, **rest, "headers": headers, "client": ("127.0.0.1", 1)}, receive, send)
+
+    await asyncio.create_task(request())
+    await asyncio.sleep(0)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            await asyncio.create_task(request())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert gc.collect() < 20
+    finally:
+        gc.enable()
+    assert max(parts) == status
