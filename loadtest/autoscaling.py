@@ -29,7 +29,7 @@ import uvloop
 from autoscaling_figures import Phase, is_failure, judge, schedule_ends, verdicts, windows
 from load import TRAY, target_of
 from loops import Pool, open_loop, poisson_schedule
-from servers import ServerError, steelyard
+from servers import ServerError, end_when_told, steelyard
 from table import table
 
 if TYPE_CHECKING:
@@ -287,4 +287,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_when_told()
     sys.exit(main())

@@ -28,7 +28,7 @@ import pictures
 import uvloop
 from loops import Pool, Target, closed_loop, open_loop, poisson_schedule
 from report import Report, show, summarize
-from servers import ServerError, steelyard
+from servers import ServerError, end_when_told, steelyard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -201,4 +201,5 @@ def is_bad(report: Report) -> bool:
 
 
 if __name__ == "__main__":
+    end_when_told()
     sys.exit(main())

@@ -220,4 +220,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    servers.end_when_told()
     sys.exit(main())

@@ -100,6 +100,11 @@ def program(
             yield Server(name, f"http://{host}", path, framing, ready_s, lambda: cpu.tree(process.pid))
 
 
+def end_when_told() -> None:
+    """Let SIGTERM end this program as an error would, so that the servers that it has started are ended too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def free_port() -> int:
     """Return a loopback port of which the next nine are free too. Raises ServerError."""
     # Two that start at the same time would find the same ten free.

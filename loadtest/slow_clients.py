@@ -27,7 +27,7 @@ import uvloop
 from load import MOST_CLIENTS, MOST_RATE, TRAY, refuse_remote, target_of
 from loops import Exchange, Pool, open_loop, poisson_schedule
 from report import percentile
-from servers import ServerError, steelyard
+from servers import ServerError, end_when_told, steelyard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -249,4 +249,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_when_told()
     sys.exit(main())

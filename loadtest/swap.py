@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import json
 import secrets
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -260,6 +259,5 @@ def _ms(seconds: float | None) -> float | None:
 
 
 if __name__ == "__main__":
-    # Ended from outside, it still ends the service that it has started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    servers.end_when_told()
     sys.exit(main())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import framing
 import psutil
@@ -67,3 +70,32 @@ def test_ports_come_in_tens() -> None:
 def test_nobody_answers_on_a_closed_port() -> None:
     """Readiness is asked for while nothing listens yet."""
     assert not servers.answers(servers.free_port(), "/healthz/ready")
+
+
+TOLD = """
+import signal
+import subprocess
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import servers
+servers.end_when_told()
+try:
+    print("begun", flush=True)
+    sys.stdin.read()
+finally:
+    print("ended", flush=True)
+"""
+
+
+def test_a_program_that_is_told_to_end_runs_what_ends_its_servers() -> None:
+    """SIGTERM alone would leave a whole service behind."""
+    folder = str(Path(servers.__file__).parent)
+    with subprocess.Popen(
+        [sys.executable, "-c", TOLD, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "begun\n"
+        program.terminate()
+        assert program.stdout.readline() == "ended\n"
+        assert program.wait(20) == 128 + signal.SIGTERM
