@@ -36,11 +36,11 @@ class _FlyingSelector(selectors.SelectSelector):
             ready = super().select(timeout)
             took = time.monotonic() - begun
             # A machine that stands still for seconds may bring the next timer, never skip one.
-            self.now += took if timeout is None else min(took, max(timeout, 0.0))
+            self.now += took if timeout is None else min(took, timeout)
             return ready
         ready = super().select(min(timeout, PATIENCE_S))
         if not ready:
-            self.now += max(timeout, 0.0)
+            self.now += timeout
         return ready
 
 

@@ -111,7 +111,7 @@ class Engine:
     async def golden_ms(self, digest: str) -> tuple[float, float] | None:
         """Return the least time of a golden image in the release of ``digest`` and in the serving one (milliseconds).
 
-        Measured in turns while there is time to spare, for about a quarter of a second, and for up to two where the
+        Measured in turns while there is time to spare, for about an eighth of a second, and for up to one where the
         release of ``digest`` looks slower; None where there was no time, or nothing to compare with.
         """
         return await self._path.pace.compare(digest)

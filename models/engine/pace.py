@@ -33,8 +33,7 @@ logger = logging.getLogger(__name__)
 LEAST_ROUNDS: Final = 3
 MOST_ROUNDS: Final = 9
 ROUNDS_S: Final = 0.12
-"""No further round of the first look begins after this time (seconds): a rollout waits for it, and more is taken from
-what looks slow only."""
+"""No further round of the first look begins after this time (seconds): a rollout waits for it."""
 LOOKS: Final = 3
 """Most looks; each is twice as long as the one before."""
 DOUBT: Final = 1.2

@@ -99,3 +99,11 @@ def test_a_program_that_is_told_to_end_runs_what_ends_its_servers() -> None:
         program.terminate()
         assert program.stdout.readline() == "ended\n"
         assert program.wait(20) == 128 + signal.SIGTERM
+
+
+def test_every_program_that_starts_a_service_ends_it_when_told() -> None:
+    """One that did not would leave a replica, Ray and a proxy on the machine."""
+    scripts = {path.name: path.read_text() for path in Path(servers.__file__).parent.glob("*.py")}
+    starting = {name for name, text in scripts.items() if "steelyard(" in text and "__main__" in text}
+    assert {"bench.py", "load.py", "scaling.py", "swap.py"} <= starting
+    assert starting == {name for name in starting if "end_when_told()\n    sys.exit(main())" in scripts[name]}

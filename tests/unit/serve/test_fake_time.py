@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,5 +48,24 @@ def test_a_slow_machine_makes_no_deadline_pass() -> None:
             assert sum(range(1_000_000)) > 0
             await asyncio.sleep(0.001)
             return asyncio.get_running_loop().time() - begun
+
+    assert run(work()) == pytest.approx(0.001, abs=1e-4)
+
+
+def test_a_machine_that_stands_still_beside_a_worker_skips_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a thread works, time passes as outside, and yet only up to the next timer at a time."""
+    leaps = itertools.count(0.0, 10.0)
+    monkeypatch.setattr("serve.fake_time.time", SimpleNamespace(monotonic=lambda: next(leaps)))
+    ends = threading.Event()
+
+    async def work() -> float:
+        loop = asyncio.get_running_loop()
+        thread = loop.run_in_executor(None, ends.wait, 20.0)
+        begun = loop.time()
+        await asyncio.sleep(0.001)
+        passed = loop.time() - begun
+        ends.set()
+        assert await thread
+        return passed
 
     assert run(work()) == pytest.approx(0.001, abs=1e-4)

@@ -168,3 +168,18 @@ async def test_a_delivery_is_one_hint() -> None:
     now = time.time()
     said = [await client.hint("m", each) for each in (Delivery("a", now), Delivery("a", now), Delivery("b", now), None)]
     assert (said, model.asked) == ([True, False, True, True], [("hint",)] * 3)
+
+
+async def test_the_actor_takes_short_turns_from_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its registry's client, whose reading would keep replicas waiting for their answers."""
+    done: list[str] = []
+
+    def registry(*_: object, **__: object) -> None:
+        done.append("registry")
+        raise InterruptedError
+
+    monkeypatch.setattr(rollout_actor, "hand_over_soon", lambda: done.append("hand over"))
+    monkeypatch.setattr(rollout_actor, "MlflowRegistry", registry)
+    with pytest.raises(InterruptedError):
+        RolloutActor(Settings(home=tmp_path), "d")
+    assert done == ["hand over", "registry"]
