@@ -137,7 +137,8 @@ def _running(command: Sequence[str], variables: Mapping[str, str], log: Path) ->
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            # Not a session: see serve/cluster.py. The load generator would wait for the loads of the service.
+            process_group=0,
         )
     try:
         yield process

@@ -87,7 +87,9 @@ class LocalCluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                # Of its own process group, which no terminal interrupts, but of our session: where the kernel shares the
+                # processors out by sessions, what gives way in another one keeps this one waiting all the same.
+                process_group=0,
                 env={**os.environ, LAUNCHER_VARIABLE: str(os.getpid())},
             )
 

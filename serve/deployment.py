@@ -20,6 +20,7 @@ from models.engine.backends.select import select_backend
 from models.engine.decode import MIB
 from models.engine.decode_budget import DecodeBudget
 from models.engine.engine import Engine, EngineSettings
+from models.engine.engine_settings import DOUBT
 from models.errors import BackendError
 from models.quota.share import QuotaShare
 from models.scaling.work import WorkMeter
@@ -65,6 +66,9 @@ MOST_IMPORT_S: Final = 10.0
 RESERVE_MB: Final = 320
 """Memory (MiB) of a replica's budget that neither releases nor warm shapes may take: images in flight, what the
 allocator keeps, and by how much the estimates fell short after a flood and two swaps under load."""
+DOUBTFUL_PART: Final = 0.75
+"""The part of what the latency gate allows above which a candidate's pace is looked at again: below, the gate lets it
+pass whatever a further look shows, and a rollout would wait for nothing."""
 
 
 class _Observer(EngineObserver):
@@ -232,6 +236,7 @@ def engine_settings(settings: Settings, threads: int, *, taken: int) -> EngineSe
         max_side=settings.max_side,
         memory_budget_mb=max(1, (settings.memory_budget_mb - RESERVE_MB - taken // MIB) // models),
         decode_budget_mb=settings.decode_budget_mb,
+        doubt=max(DOUBT, DOUBTFUL_PART * settings.latency_factor),
     )
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
+from models.engine.priority import give_way
 from models.errors import ReleaseError, ReleaseFaultError, ReleaseRejectedError
 from models.rollout.messages import Failure
 from models.weights.release import open_release
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from models.weights.trust import SignatureRule
     from serve.faults import FaultPoints
     from serve.member_ports import ActorPort, EnginePort
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +51,8 @@ class Loader:
         """
         self._model, self._engine, self._actor, self._cache = model, engine, actor, cache
         self._rule, self._faults, self._timeout_s = rule, faults, timeout_s
+        # Hashing and writing give way to the answers of all replicas of the machine, as the engine's own loading does.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=give_way)
         self._signatures: dict[tuple[str, str], str] = {}
         self.loaded: Attempt | None = None
 
@@ -55,7 +62,8 @@ class Loader:
         Return ``EnginePort.golden_ms`` where it is to be ``timed``, else None. Raises ReleaseError, TimeoutError when
         the time is up, or whatever else went wrong; see ``as_failure``.
         """
-        return await asyncio.wait_for(self._load(attempt, timed=timed), self._timeout_s)
+        with self._engine.beside():
+            return await asyncio.wait_for(self._load(attempt, timed=timed), self._timeout_s)
 
     async def _load(self, attempt: Attempt, *, timed: bool) -> tuple[float, float] | None:
         self.loaded = None
@@ -64,11 +72,16 @@ class Loader:
         if self._engine.has(target.version, target.digest):
             await self._still_counts(target)
             self.loaded = attempt
-            return await self._engine.golden_ms(target.digest) if timed else None
+        else:
+            await self._load_anew(attempt)
+        return await self._engine.golden_ms(target.digest) if timed else None
+
+    async def _load_anew(self, attempt: Attempt) -> None:
+        target = attempt.target
         signature = await self._signature(target.version, target.digest)
         files = await self._files(target.version, target.digest)
         await self._faults.hit("replica.after_fetch")
-        release = await asyncio.to_thread(
+        release = await self._aside(
             open_release,
             self._model,
             target.version,
@@ -82,13 +95,16 @@ class Loader:
         await self._faults.hit("replica.after_load")
         if self._cache is not None:
             await self._keep(self._cache, target, files, signature)
-        return await self._engine.golden_ms(target.digest) if timed else None
 
     async def _still_counts(self, target: Target) -> None:
         """Judge what is resident once more, which takes no hashing: its key may have been distrusted since."""
         signature = self._signatures.get((target.version, target.digest), "")
         if signature or self._rule.required:
             await asyncio.to_thread(self._rule.judge, self._model, target.version, target.digest, signature)
+
+    async def _aside(self, call: Callable[..., T], *args: object, **named: object) -> T:
+        work = functools.partial(call, *args, **named)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _remember(self, target: Target, signature: str) -> None:
         key = (target.version, target.digest)
@@ -104,7 +120,7 @@ class Loader:
             _log.info("the rollout actor did not tell who signed version %s of %s: %s", version, self._model, error)
             if self._cache is None:
                 raise
-            known = await asyncio.to_thread(self._cache.signatures.get, self._model, version, digest)
+            known = await self._aside(self._cache.signatures.get, self._model, version, digest)
             if known is None and self._rule.required:
                 raise
             return known or ""
@@ -117,7 +133,7 @@ class Loader:
             if self._cache is None:
                 raise
             # A damaged copy raises a fault, never a rejection: it speaks against this machine, not the release.
-            cached = await asyncio.to_thread(self._cache.open, self._model, version, digest)
+            cached = await self._aside(self._cache.open, self._model, version, digest)
             if cached is None:
                 raise
             return cached.files
@@ -127,9 +143,9 @@ class Loader:
     ) -> None:
         version, digest = target.version, target.digest
         try:
-            await asyncio.to_thread(cache.put, digest, files)
-            if await asyncio.to_thread(cache.signatures.get, self._model, version, digest) != signature:
-                await asyncio.to_thread(cache.signatures.keep, self._model, version, digest, signature)
+            await self._aside(cache.put, digest, files)
+            if await self._aside(cache.signatures.get, self._model, version, digest) != signature:
+                await self._aside(cache.signatures.keep, self._model, version, digest, signature)
         except ReleaseFaultError as error:
             _log.warning("version not kept on this machine: %s", error)
 

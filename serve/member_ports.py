@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     import numpy as np
     from numpy.typing import NDArray
@@ -20,6 +21,10 @@ class EnginePort(Protocol):
 
     def has(self, version: str, digest: str) -> bool:
         """Return whether this release is loaded under this version: preparing it would do nothing."""
+        ...
+
+    def beside(self) -> AbstractContextManager[None]:
+        """Inside, answer images so that work which takes every processor slows them least."""
         ...
 
     async def prepare(self, release: Release) -> None:

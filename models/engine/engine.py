@@ -23,6 +23,7 @@ from models.types import DetectOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from models.engine.backends.backend import Backend
@@ -115,6 +116,10 @@ class Engine:
         release of ``digest`` looks slower; None where there was no time, or nothing to compare with.
         """
         return await self._path.pace.compare(digest)
+
+    def beside(self) -> AbstractContextManager[None]:
+        """Inside, images are answered beside work that takes every processor: none is run on all threads."""
+        return self._batcher.beside()
 
     def has(self, version: str, digest: str) -> bool:
         """Return whether the release of ``digest`` is loaded under ``version``: preparing it would do nothing."""

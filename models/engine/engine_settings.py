@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Final
 
 from models.engine.decode import MIB
+
+DOUBT: Final = 1.2
+"""Noise makes two equal networks look further apart than this now and then, on a busy machine most of all."""
 
 
 def _cores() -> int:
@@ -19,7 +23,8 @@ class EngineSettings:
     lanes, max_batch: the plan; None lets the first preparation measure. max_queue: images that may wait, decoding
     included. threads: CPU threads for decoding. max_bytes, max_pixels, max_side: limits on one image.
     memory_budget_mb: MiB for loaded networks and their warm shapes together. decode_budget_mb: MiB that images may take
-    while they are decoded, all together; one that is larger goes alone, up to this or ``decode.MAX_MEMORY``.
+    while they are decoded, all together; one that is larger goes alone, up to this or ``decode.MAX_MEMORY``. doubt:
+    ratio of a candidate's least time to the serving release's, >= 1, above which its pace is looked at again.
     """
 
     lanes: int | None = None
@@ -31,3 +36,4 @@ class EngineSettings:
     max_side: int = 16_384
     memory_budget_mb: int = 1500
     decode_budget_mb: int = 256
+    doubt: float = DOUBT

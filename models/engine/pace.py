@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from models.engine.batch import Lane
 from models.engine.detect import Encoded, Seen
+from models.engine.engine_settings import DOUBT
 from models.engine.priority import give_way
 from models.types import DetectOptions
 
@@ -36,8 +37,6 @@ ROUNDS_S: Final = 0.12
 """No further round of the first look begins after this time (seconds): a rollout waits for it."""
 LOOKS: Final = 3
 """Most looks; each is twice as long as the one before."""
-DOUBT: Final = 1.2
-"""Ratio of the least times above which one more look is taken; a gate that allows less judges by one look."""
 PATIENCE_S: Final = 1.0
 """Longest wait for time to spare, all rounds of a look together (seconds)."""
 PAUSE_S: Final = 0.005
@@ -53,15 +52,16 @@ class Pace:
         spare_lane: Callable[[Lease], Lane | None],
         ended: Callable[[], None],
         *,
+        doubt: float = DOUBT,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Measure nothing yet; for the first arguments see ``Shadow``.
 
-        clock: seconds; sleep: waits on it.
+        doubt: ratio of the least times, >= 1, above which one more look is taken; clock: seconds; sleep: waits on it.
         """
         self._slots, self._run, self._spare_lane, self._ended = slots, run, spare_lane, ended
-        self._clock, self._sleep = clock, sleep
+        self._doubt, self._clock, self._sleep = doubt, clock, sleep
 
     async def compare(self, digest: str) -> tuple[float, float] | None:
         """Return the least time of a golden image in the release of ``digest`` and in the serving one (milliseconds).
@@ -82,7 +82,7 @@ class Pace:
                     break
                 ours += (each for each, _ in found)
                 theirs += (each for _, each in found)
-                if min(ours) <= DOUBT * min(theirs):
+                if min(ours) <= self._doubt * min(theirs):
                     break
         finally:
             thread.shutdown(wait=False)

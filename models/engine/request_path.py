@@ -99,7 +99,7 @@ class RequestPath:
         self.watch = Watch(clock)
         run, freed = self._detecting.run, self.batcher.lane_freed
         self.trial = Trial(self._slots, run, self._spare_lane, freed)
-        self.pace = Pace(self._slots, run, self._spare_lane, freed, clock=clock)
+        self.pace = Pace(self._slots, run, self._spare_lane, freed, doubt=settings.doubt, clock=clock)
 
     def _check_open(self) -> None:
         self.batcher.check_open()

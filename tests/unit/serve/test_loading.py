@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from models.errors import ReleaseFaultError, ReleaseRejectedError
 from models.rollout.messages import Attempt, Directive, Failure, Target
 from models.weights.keys import KeyFolder
 from models.weights.manifest import ONNX
+from serve import loading
 from serve.fake_engine import FakeEngine
 from serve.fake_time import run
 from serve.faults import FaultPoints
@@ -256,5 +258,67 @@ def test_a_resident_release_of_a_distrusted_key_does_not_come_back(tmp_path: Pat
             await loader.load(attempt)
         assert loader.loaded is None
         assert place.engine.calls == ["prepare 1"]
+
+    run(story())
+
+
+def test_a_load_is_work_beside_answers_from_its_first_file_to_the_measured_pace(tmp_path: Path) -> None:
+    """Also where it fails: afterwards lone images have all processors again."""
+
+    async def story() -> None:
+        place = Place(tmp_path)
+        beside: list[int] = []
+
+        class Watched(FakeEngine):
+            async def prepare(self, release: Release) -> None:
+                beside.append(self.works_beside)
+                await super().prepare(release)
+
+            async def golden_ms(self, digest: str) -> tuple[float, float] | None:
+                beside.append(self.works_beside)
+                return await super().golden_ms(digest)
+
+        engine = Watched()
+        loader = Loader(
+            "m", engine, place.actor, None, rule=place.rule, faults=FaultPoints(allowed=False), timeout_s=5.0
+        )
+        await loader.load(place.actor.attempt, timed=True)
+        assert (beside, engine.works_beside) == ([1, 1], 0)
+        engine.discard(place.actor.attempt.target.digest)
+        place.actor.stock.clear()
+        with pytest.raises(ConnectionError):
+            await loader.load(place.actor.attempt)
+        assert engine.works_beside == 0
+
+    run(story())
+
+
+def test_hashing_and_writing_a_release_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four replicas that hash at once would keep every answer of the machine waiting."""
+
+    async def story() -> None:
+        place = Place(tmp_path)
+        lowered: list[int] = []
+        ran: list[int] = []
+        monkeypatch.setattr("serve.loading.give_way", lambda: lowered.append(threading.get_native_id()))
+        opening, keeping = loading.open_release, place.cache.put
+        monkeypatch.setattr(
+            loading, "open_release", lambda *a, **k: (ran.append(threading.get_native_id()), opening(*a, **k))[1]
+        )
+        monkeypatch.setattr(
+            place.cache, "put", lambda *a, **k: (ran.append(threading.get_native_id()), keeping(*a, **k))[1]
+        )
+        loader = Loader(
+            "m",
+            place.engine,
+            place.actor,
+            place.cache,
+            rule=place.rule,
+            faults=FaultPoints(allowed=False),
+            timeout_s=5.0,
+        )
+        await loader.load(place.actor.attempt)
+        assert len(lowered) == 1
+        assert ran == lowered * 2
 
     run(story())

@@ -14,7 +14,7 @@ from engine_scenes import CONTEXT, PLAIN, Gate, png, serve
 from models.engine.backends.backend import Plan
 from models.engine.backends.fake import FakeBackend
 from models.engine.engine import Engine, EngineSettings
-from models.engine.pace import DOUBT, LEAST_ROUNDS, LOOKS, MOST_ROUNDS, ROUNDS_S
+from models.engine.pace import LEAST_ROUNDS, LOOKS, MOST_ROUNDS, ROUNDS_S
 from models.errors import BackendError
 from models.types import Detections, GoldenImage
 
@@ -190,9 +190,22 @@ async def test_only_a_candidate_that_looks_slow_is_looked_at_again(
 async def test_a_candidate_that_is_slow_in_every_look_is_called_slow(measured: tuple[Engine, Machine]) -> None:
     """After the last look, with what it takes when nothing disturbs it."""
     engine, machine = measured
-    machine.takes = lambda digest: 0.001 * (2 * DOUBT if digest == B else 1.0)
-    assert await engine.golden_ms(B) == pytest.approx((2 * DOUBT, 1.0))
+    machine.takes = lambda digest: 0.001 * (2.4 if digest == B else 1.0)
+    assert await engine.golden_ms(B) == pytest.approx((2.4, 1.0))
     assert len(machine.calls) == 2 * MOST_ROUNDS * (2**LOOKS - 1)
+
+
+async def test_what_is_slow_within_the_doubt_is_looked_at_once(make: Callable[[str], Release]) -> None:
+    """The gate that allows twice as long lets it pass, and the rollout goes on."""
+    machine = Machine()
+    async with Engine(machine.backend, EngineSettings(threads=2, doubt=1.5), clock=lambda: machine.now) as engine:
+        await serve(engine, make("a"))
+        await engine.prepare(make("b"))
+        for slower, looks in ((1.45, 1), (1.55, LOOKS)):
+            machine.calls.clear()
+            machine.takes = lambda digest, slower=slower: 0.001 * (slower if digest == B else 1.0)
+            assert await engine.golden_ms(B) == pytest.approx((slower, 1.0))
+            assert len(machine.calls) == 2 * MOST_ROUNDS * (2**looks - 1)
 
 
 async def test_the_looks_of_a_slow_network_end_in_time(measured: tuple[Engine, Machine]) -> None:
