@@ -87,8 +87,8 @@ class LocalCluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Of its own process group, which no terminal interrupts, but of our session: where the kernel shares the
-                # processors out by sessions, what gives way in another one keeps this one waiting all the same.
+                # Of its own process group, which no terminal interrupts, but of our session: where the kernel shares
+                # the processors out by sessions, what gives way in another one keeps this one waiting all the same.
                 process_group=0,
                 env={**os.environ, LAUNCHER_VARIABLE: str(os.getpid())},
             )

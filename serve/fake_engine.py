@@ -20,7 +20,8 @@ class FakeEngine:
 
     Attributes: active is (digest, generation) or None; answering, whether a batch could start; calls, oldest first;
     trial, (digest, generation, canary, shadow) of the step under way or None; works_beside, how many load or measure.
-    To be set: golden, milliseconds by digest; seen, what each digest shows in a trial or while it serves; untriable, the error that beginning one raises.
+    To be set: golden, milliseconds by digest; seen, what each digest shows in a trial or while it serves; untriable,
+    the error that beginning one raises.
     """
 
     def __init__(self, refuse: dict[str, ReleaseError] | None = None) -> None:
