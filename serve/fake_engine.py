@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 from models.errors import ReleaseFaultError
 from models.evidence import Evidence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from models.errors import ReleaseError
     from models.types import Release
 
@@ -19,9 +16,8 @@ class FakeEngine:
     """Fulfils serve.member_ports.EnginePort. refuse: digest -> the error that preparing it raises.
 
     Attributes: active is (digest, generation) or None; answering, whether a batch could start; calls, oldest first;
-    trial, (digest, generation, canary, shadow) of the step under way or None; works_beside, how many load or measure.
-    To be set: golden, milliseconds by digest; seen, what each digest shows in a trial or while it serves; untriable,
-    the error that beginning one raises.
+    trial, (digest, generation, canary, shadow) of the step under way or None. To be set: golden, milliseconds by
+    digest; seen, what each digest shows in a trial or while it serves; untriable, the error that beginning one raises.
     """
 
     def __init__(self, refuse: dict[str, ReleaseError] | None = None) -> None:
@@ -31,7 +27,6 @@ class FakeEngine:
         self.previous: str | None = None
         self.candidate: str | None = None
         self.held = False
-        self.works_beside = 0
         self.failing: str | None = None
         self.calls: list[str] = []
         self.trial: tuple[str, int, float, float] | None = None
@@ -43,15 +38,6 @@ class FakeEngine:
     def answering(self) -> bool:
         """Return whether a batch could start now."""
         return self.active is not None and not self.held and self.failing is None
-
-    @contextlib.contextmanager
-    def beside(self) -> Iterator[None]:
-        """Count who is inside."""
-        self.works_beside += 1
-        try:
-            yield
-        finally:
-            self.works_beside -= 1
 
     def has(self, version: str, digest: str) -> bool:
         """Return whether ``digest`` is loaded, under whatever version: ``version`` is not kept."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from contextlib import AbstractContextManager
 
     import numpy as np
     from numpy.typing import NDArray
@@ -21,10 +20,6 @@ class EnginePort(Protocol):
 
     def has(self, version: str, digest: str) -> bool:
         """Return whether this release is loaded under this version: preparing it would do nothing."""
-        ...
-
-    def beside(self) -> AbstractContextManager[None]:
-        """Inside, answer images so that work which takes every processor slows them least."""
         ...
 
     async def prepare(self, release: Release) -> None:

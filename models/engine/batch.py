@@ -9,7 +9,6 @@ deadline, or the closing of the batcher.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import logging
 import math
@@ -126,7 +125,6 @@ class Batcher(Generic[JobT, ResultT, LeaseT]):
         self._closed = False
         self._pump_scheduled = False
         self._crowded_until = -math.inf
-        self._beside = 0
 
     @property
     def queued(self) -> int:
@@ -153,20 +151,8 @@ class Batcher(Generic[JobT, ResultT, LeaseT]):
             return None
         free = (number for number in reversed(range(plan.lanes)) if number not in self._running)
         number = next(free, None)
-        alone = not self._running and self._may_be_alone(plan)
+        alone = plan.alone and not self._running and self._clock() >= self._crowded_until
         return None if number is None else Lane(number, alone)
-
-    @contextlib.contextmanager
-    def beside(self) -> Iterator[None]:
-        """Let no item count as alone inside: work that gives way takes what is left of the processors.
-
-        A call on all threads ends when the last of them does, and waits for each that finds its processor taken.
-        """
-        self._beside += 1
-        try:
-            yield
-        finally:
-            self._beside -= 1
 
     def lane_freed(self) -> None:
         """Look again whether a batch may start: a reserved lane was given back."""
@@ -278,9 +264,6 @@ class Batcher(Generic[JobT, ResultT, LeaseT]):
             return True
         return False
 
-    def _may_be_alone(self, plan: Plan) -> bool:
-        return plan.alone and not self._beside and self._clock() >= self._crowded_until
-
     def _take(self, group: Hashable, most: int) -> list[_Item[JobT, ResultT]]:
         taken: list[_Item[JobT, ResultT]] = []
         for item in list(self._groups[group].values()):
@@ -296,7 +279,7 @@ class Batcher(Generic[JobT, ResultT, LeaseT]):
         begun = self._clock()
         # On arrival the next item may find a lane, so all threads are taken only where none is likely to come.
         shares = len(items) > 1 or bool(self._running) or bool(self._queued)
-        alone = not shares and self._may_be_alone(lease.plan)
+        alone = lease.plan.alone and not shares and begun >= self._crowded_until
         lane = Lane(number, alone)
         for item in items:
             item.waited = begun - item.enqueued

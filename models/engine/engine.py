@@ -23,7 +23,6 @@ from models.types import DetectOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from models.engine.backends.backend import Backend
@@ -112,14 +111,11 @@ class Engine:
     async def golden_ms(self, digest: str) -> tuple[float, float] | None:
         """Return the least time of a golden image in the release of ``digest`` and in the serving one (milliseconds).
 
-        Measured in turns while there is time to spare, for about an eighth of a second, and for up to one where the
-        release of ``digest`` looks slower; None where there was no time, or nothing to compare with.
+        Measured in turns for about an eighth of a second, and for up to one where the release of ``digest`` looks
+        slower than ``EngineSettings.doubt`` allows; waiting for time to spare comes on top. None where there was no
+        time, or nothing to compare with.
         """
         return await self._path.pace.compare(digest)
-
-    def beside(self) -> AbstractContextManager[None]:
-        """Inside, images are answered beside work that takes every processor: none is run on all threads."""
-        return self._batcher.beside()
 
     def has(self, version: str, digest: str) -> bool:
         """Return whether the release of ``digest`` is loaded under ``version``: preparing it would do nothing."""

@@ -78,3 +78,11 @@ def test_loads_give_way_and_what_answers_does_not(service: Service) -> None:
             with contextlib.suppress(ProcessLookupError):  # it may end while the list is read
                 found.append(os.getpriority(os.PRIO_PROCESS, int(task.name)))
         assert max(found) > replica.nice()
+
+
+def test_ray_shares_the_session_of_the_service_and_not_its_process_group(service: Service) -> None:
+    """Linux shares processors out by sessions first, and a terminal interrupts process groups."""
+    serving = service.process.pid
+    for replica in service.replicas():
+        assert os.getsid(replica.pid) == os.getsid(serving)
+        assert os.getpgid(replica.pid) != os.getpgid(serving)

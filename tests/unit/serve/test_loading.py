@@ -262,39 +262,8 @@ def test_a_resident_release_of_a_distrusted_key_does_not_come_back(tmp_path: Pat
     run(story())
 
 
-def test_a_load_is_work_beside_answers_from_its_first_file_to_the_measured_pace(tmp_path: Path) -> None:
-    """Also where it fails: afterwards lone images have all processors again."""
-
-    async def story() -> None:
-        place = Place(tmp_path)
-        beside: list[int] = []
-
-        class Watched(FakeEngine):
-            async def prepare(self, release: Release) -> None:
-                beside.append(self.works_beside)
-                await super().prepare(release)
-
-            async def golden_ms(self, digest: str) -> tuple[float, float] | None:
-                beside.append(self.works_beside)
-                return await super().golden_ms(digest)
-
-        engine = Watched()
-        loader = Loader(
-            "m", engine, place.actor, None, rule=place.rule, faults=FaultPoints(allowed=False), timeout_s=5.0
-        )
-        await loader.load(place.actor.attempt, timed=True)
-        assert (beside, engine.works_beside) == ([1, 1], 0)
-        engine.discard(place.actor.attempt.target.digest)
-        place.actor.stock.clear()
-        with pytest.raises(ConnectionError):
-            await loader.load(place.actor.attempt)
-        assert engine.works_beside == 0
-
-    run(story())
-
-
 def test_hashing_and_writing_a_release_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four replicas that hash at once would keep every answer of the machine waiting."""
+    """Four replicas that hash at once would keep every answer of the machine waiting; who joins answers nothing yet."""
 
     async def story() -> None:
         place = Place(tmp_path)
@@ -317,8 +286,48 @@ def test_hashing_and_writing_a_release_give_way(tmp_path: Path, monkeypatch: pyt
             faults=FaultPoints(allowed=False),
             timeout_s=5.0,
         )
+        await loader.load(place.actor.attempt, timed=True)
+        assert (len(lowered), ran) == (1, lowered * 2)
+        place.engine.discard(place.actor.attempt.target.digest)
         await loader.load(place.actor.attempt)
         assert len(lowered) == 1
-        assert ran == lowered * 2
+
+    run(story())
+
+
+def test_a_disk_that_hangs_holds_up_no_later_load(tmp_path: Path) -> None:
+    """A read that never returned keeps its own thread; the next load has the files from the actor and needs no disk."""
+
+    async def story() -> None:
+        place = Place(tmp_path)
+        attempt = place.actor.attempt
+        stock = dict(place.actor.stock)
+        place.actor.stock.clear()
+        reads, ends = threading.Event(), threading.Event()
+
+        def hang(*_: object) -> None:
+            reads.set()
+            ends.wait(30.0)
+
+        place.cache.open = hang  # type: ignore[method-assign, assignment]
+        loader = Loader(
+            "m",
+            place.engine,
+            place.actor,
+            place.cache,
+            rule=place.rule,
+            faults=FaultPoints(allowed=False),
+            timeout_s=60.0,
+        )
+        try:
+            hanging = asyncio.ensure_future(loader.load(attempt))
+            assert await asyncio.to_thread(reads.wait, 20.0)
+            hanging.cancel()
+            await asyncio.wait([hanging])
+            place.actor.stock.update(stock)
+            await loader.load(attempt)
+        finally:
+            ends.set()
+        assert loader.loaded == attempt
 
     run(story())

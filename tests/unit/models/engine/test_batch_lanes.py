@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import pytest
 from batch_world import NEVER, World, play, settle
@@ -311,36 +310,5 @@ def test_no_group_passes_one_that_waits_for_batches(virtual_loop: type) -> None:
         await asyncio.gather(first, older, younger)
         assert [batch[0][0] for batch in world.batches] == [0, 1, 2]
         assert world.leases == 0
-
-    play(virtual_loop, scene)
-
-
-def test_nobody_is_alone_beside_work_that_takes_every_processor(virtual_loop: type) -> None:
-    """A call on all threads would wait for each of them; once the last such work has ended, lone items are alone."""
-
-    async def scene() -> None:
-        world = World(plan=ALONE, service_s=CALL_S)
-        with world.batcher.beside():
-            await send(world, 0)
-            assert world.batcher.spare_lane(ALONE) == Lane(2)
-            with world.batcher.beside():
-                await send(world, 1)
-            await send(world, 2)
-        await send(world, 3)
-        assert world.batcher.spare_lane(ALONE) == Lane(2, alone=True)
-        assert said_alone(world) == [False, False, False, True]
-
-    play(virtual_loop, scene)
-
-
-def test_work_that_fails_beside_is_over_too(virtual_loop: type) -> None:
-    """Else a load that failed would slow lone items for good."""
-
-    async def scene() -> None:
-        world = World(plan=ALONE, service_s=CALL_S)
-        with contextlib.suppress(InterruptedError), world.batcher.beside():
-            raise InterruptedError
-        await send(world, 0)
-        assert said_alone(world) == [True]
 
     play(virtual_loop, scene)
