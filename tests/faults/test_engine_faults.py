@@ -166,7 +166,11 @@ def release(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "room",
-    ["16", pytest.param("48", marks=pytest.mark.xfail(reason="glibc aborts where a thread's data finds no room"))],
+    [
+        "16",
+        # Not always: it depends on which thread asks for the last of the room.
+        pytest.param("48", marks=pytest.mark.xfail(reason="glibc aborts: no room for a thread's data", strict=False)),
+    ],
 )
 def test_fault_08_two_models_resident(release: Path, room: str) -> None:
     """A second release that finds ``room`` MiB of address space is refused as a passing fault; the first answers on."""

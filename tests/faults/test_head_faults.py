@@ -86,7 +86,9 @@ def test_a_service_whose_gcs_dies_ends_in_a_line_and_starts_with_what_it_served(
         os.kill(gcs.pid, signal.SIGKILL)
         assert service.process.wait(timeout=30) != 0
         assert running_ones(everything) == []
-        said = service.log.read_text(errors="replace").strip().splitlines()
+        # Ray's client complains once a second until its process has ended, now and then after our own last line.
+        lines = service.log.read_text(errors="replace").strip().splitlines()
+        said = [line for line in lines if "task_manager.cc" not in line]
         assert "Traceback" not in "\n".join(said)
         assert "Ray" in said[-1]
     finally:
