@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -36,6 +37,9 @@ def test_a_server_is_ready_when_it_answers_and_gone_with_its_block() -> None:
         assert server.ready_s > 0
         assert len(processes) == 2
         assert server.url.startswith("http://127.0.0.1:21")
+        # Of the generator's session, so that what gives way gives way to it, and not of its process group.
+        assert {os.getsid(each.pid) for each in processes} == {os.getsid(0)}
+        assert os.getpgrp() not in {os.getpgid(each.pid) for each in processes}
 
     _, alive = psutil.wait_procs(processes, timeout=5)
     assert alive == []

@@ -42,6 +42,13 @@ def test_files_come_from_the_local_cache_when_the_actor_cannot_hand_them_out(tmp
     run(story())
 
 
+def _loader(place: Place, *, actor: FakeActor | None = None, cached: bool = True) -> Loader:
+    """Return a loader into the place's engine, from ``actor`` or the place's, with its cache or without one."""
+    cache = place.cache if cached else None
+    faults = FaultPoints(allowed=False)
+    return Loader("m", place.engine, actor or place.actor, cache, rule=place.rule, faults=faults, timeout_s=60.0)
+
+
 def _damage(folder: Path) -> None:
     (graph,) = folder.rglob(ONNX)
     graph.write_bytes(b"grape 1")
@@ -55,15 +62,7 @@ def test_a_damaged_copy_speaks_against_this_machine_and_not_the_release(tmp_path
         digest = place.actor.attempt.target.digest
         place.cache.put(digest, place.actor.stock.pop(digest))
         _damage(tmp_path)
-        loader = Loader(
-            "m",
-            place.engine,
-            place.actor,
-            place.cache,
-            rule=place.rule,
-            faults=FaultPoints(allowed=False),
-            timeout_s=5.0,
-        )
+        loader = _loader(place)
         with pytest.raises(ReleaseFaultError, match=r"copy of version 1 of m .* is damaged") as told:
             await loader.load(place.actor.attempt)
         assert not as_failure(told.value).permanent
@@ -77,10 +76,8 @@ def test_a_release_that_is_loaded_needs_no_files(tmp_path: Path) -> None:
     async def story() -> None:
         place = Place(tmp_path)
         attempt = place.actor.attempt
-        engine = FakeEngine()
-        loader = Loader(
-            "m", engine, place.actor, None, rule=place.rule, faults=FaultPoints(allowed=False), timeout_s=5.0
-        )
+        engine = place.engine
+        loader = _loader(place, cached=False)
         await loader.load(attempt)
         place.actor.stock.clear()
         await loader.load(attempt)
@@ -214,9 +211,7 @@ def test_a_cached_release_is_verified_without_the_actor(tmp_path: Path, kept: st
         sound = _sign(place, "1")
         if kept != "none":
             place.cache.signatures.keep("m", "1", digest, sound if kept == "sound" else _sign(place, "2"))
-        loader = Loader(
-            "m", place.engine, _Mute(), place.cache, rule=place.rule, faults=FaultPoints(allowed=False), timeout_s=5.0
-        )
+        loader = _loader(place, actor=_Mute())
         if kept == "sound":
             await loader.load(place.actor.attempt)
             assert place.engine.calls == ["prepare 1"]
@@ -247,9 +242,7 @@ def test_a_resident_release_of_a_distrusted_key_does_not_come_back(tmp_path: Pat
         place = Place(tmp_path)
         attempt = place.actor.attempt
         place.actor.signatures["1"] = _sign(place, "1")
-        loader = Loader(
-            "m", place.engine, place.actor, None, rule=place.rule, faults=FaultPoints(allowed=False), timeout_s=5.0
-        )
+        loader = _loader(place, cached=False)
         await loader.load(attempt)
         place.actor.stock.clear()
         await loader.load(attempt)
@@ -277,15 +270,7 @@ def test_hashing_and_writing_a_release_give_way(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(
             place.cache, "put", lambda *a, **k: (ran.append(threading.get_native_id()), keeping(*a, **k))[1]
         )
-        loader = Loader(
-            "m",
-            place.engine,
-            place.actor,
-            place.cache,
-            rule=place.rule,
-            faults=FaultPoints(allowed=False),
-            timeout_s=5.0,
-        )
+        loader = _loader(place)
         await loader.load(place.actor.attempt, timed=True)
         assert (len(lowered), ran) == (1, lowered * 2)
         place.engine.discard(place.actor.attempt.target.digest)
@@ -310,15 +295,7 @@ def test_a_disk_that_hangs_holds_up_no_later_load(tmp_path: Path) -> None:
             ends.wait(30.0)
 
         place.cache.open = hang  # type: ignore[method-assign, assignment]
-        loader = Loader(
-            "m",
-            place.engine,
-            place.actor,
-            place.cache,
-            rule=place.rule,
-            faults=FaultPoints(allowed=False),
-            timeout_s=60.0,
-        )
+        loader = _loader(place)
         try:
             hanging = asyncio.ensure_future(loader.load(attempt))
             assert await asyncio.to_thread(reads.wait, 20.0)
