@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from swap_registry import Hand
 
 SWAP_DEADLINE_S = 60.0
-LOOK_S = 0.01
+LOOK_S = 0.05
+"""Between two looks at the logs, which take processor time from the service in swap windows only."""
 LEAK_POINT = "replica.after_load"
 EVENTS = ("prepared", "flipped", "held")
 """What a replica logs of a swap (``serve/telemetry.py``): loaded, serving from now on, batches start again."""

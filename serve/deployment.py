@@ -66,6 +66,8 @@ MOST_IMPORT_S: Final = 10.0
 RESERVE_MB: Final = 320
 """Memory (MiB) of a replica's budget that neither releases nor warm shapes may take: images in flight, what the
 allocator keeps, and by how much the estimates fell short after a flood and two swaps under load."""
+PROCESSORS: Final = "processors.lock"
+"""File in this machine's cache by which its replicas keep off each other's processors."""
 DOUBTFUL_PART: Final = 0.75
 """The part of what the latency gate allows above which a candidate's pace is looked at again: below, a further look,
 for which the rollout waits, seldom changes what the gate says. Where it allows less than ``DOUBT``, all that it would
@@ -237,6 +239,7 @@ def engine_settings(settings: Settings, threads: int, *, taken: int) -> EngineSe
         max_side=settings.max_side,
         memory_budget_mb=max(1, (settings.memory_budget_mb - RESERVE_MB - taken // MIB) // models),
         decode_budget_mb=settings.decode_budget_mb,
+        processors=settings.cache / PROCESSORS,
         doubt=min(settings.latency_factor, max(DOUBT, DOUBTFUL_PART * settings.latency_factor)),
     )
 

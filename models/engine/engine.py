@@ -17,6 +17,7 @@ from models.engine.engine_settings import EngineSettings
 from models.engine.forms import FormCache
 from models.engine.observe import NullObserver
 from models.engine.prepare import Preparer
+from models.engine.processors import Processors
 from models.engine.request_path import RequestPath
 from models.engine.residents import Residents
 from models.types import DetectOptions
@@ -67,7 +68,8 @@ class Engine:
         self._clock = clock
         self._held_at: float | None = None
         forms = FormCache(limits.memory_budget_mb * MIB)
-        preparer = Preparer(backend, forms, sight_test, limits.lanes, limits.max_batch, clock)
+        processors = Processors(limits.processors)
+        preparer = Preparer(backend, forms, sight_test, limits.lanes, limits.max_batch, clock, processors)
         self._residents = Residents(preparer, self._observer, clock)
         self._slots = self._residents.slots
         self._path = path = RequestPath(
@@ -76,6 +78,7 @@ class Engine:
             self._residents,
             observer=self._observer,
             budget=budget,
+            processors=processors,
             clock=clock,
         )
         self._batcher, self._trial, self._watch = path.batcher, path.trial, path.watch

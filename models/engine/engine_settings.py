@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from models.engine.decode import MIB
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DOUBT: Final = 1.2
 """Noise makes two equal networks look further apart than this now and then, on a busy machine most of all."""
@@ -25,6 +28,8 @@ class EngineSettings:
     memory_budget_mb: MiB for loaded networks and their warm shapes together. decode_budget_mb: MiB that images may take
     while they are decoded, all together; one that is larger goes alone, up to this or ``decode.MAX_MEMORY``. doubt:
     ratio of a candidate's least time to the serving release's, >= 1, above which its pace is looked at again.
+    processors: file by which all engines of this machine that are given it keep off each other's processors while
+    something loads (``processors.py``); None: they do not.
     """
 
     lanes: int | None = None
@@ -37,3 +42,4 @@ class EngineSettings:
     memory_budget_mb: int = 1500
     decode_budget_mb: int = 256
     doubt: float = DOUBT
+    processors: Path | None = None

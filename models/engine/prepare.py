@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from models.engine.forms import Form
 from models.engine.postprocess import postprocess
 from models.engine.preprocess import PAD_VALUE, letterbox
 from models.engine.priority import give_way
+from models.engine.processors import Processors
 from models.engine.warm import common_shapes, load_fastest
 from models.errors import BackendError, InvalidImageError, ReleaseFaultError, ReleaseRejectedError, SteelyardError
 from models.types import Thresholds
@@ -66,6 +67,7 @@ class Preparer:
     """Turns releases into sessions that may serve. ``prepare`` runs on one worker thread at a time.
 
     lanes, max_batch: forced parts of the plan, None lets the first preparation measure; the plan then stays.
+    processors: told while a release loads beside one that answers.
     """
 
     backend: Backend
@@ -74,6 +76,7 @@ class Preparer:
     lanes: int | None = None
     max_batch: int | None = None
     clock: Callable[[], float] = time.monotonic
+    processors: Processors = field(default_factory=lambda: Processors(None))
     _plan: Plan | None = None
 
     def prepare(
@@ -99,8 +102,20 @@ class Preparer:
             AbandonedError: ``abandoned`` was set.
 
         """
-        if serving is not None:
-            give_way()
+        if serving is None:
+            return self._prepare(release, serving, warm_like, abandoned, resident)
+        give_way()
+        with self.processors.loading():
+            return self._prepare(release, serving, warm_like, abandoned, resident)
+
+    def _prepare(
+        self,
+        release: Release,
+        serving: Release | None,
+        warm_like: Session | None,
+        abandoned: threading.Event,
+        resident: Collection[Release],
+    ) -> Session:
         with _step("load"):
             self._check_memory(release, resident)
             session = self._load(release)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from models.engine.detect import Job, Seen
     from models.engine.engine_settings import EngineSettings
     from models.engine.observe import Observer
+    from models.engine.processors import Processors
     from models.engine.residents import Residents
     from models.engine.slots import Lease
     from models.types import Contract, DetectOptions, Release, RequestContext
@@ -70,9 +71,13 @@ class RequestPath:
         *,
         observer: Observer,
         budget: DecodeBudget | None,
+        processors: Processors,
         clock: Callable[[], float],
     ) -> None:
-        """Start nothing; for the arguments see ``Engine``. residents: moved through their slots by somebody else."""
+        """Start nothing; for the arguments see ``Engine``.
+
+        residents: moved through their slots by somebody else. processors: those that lanes may take.
+        """
         self._settings, self._backend, self._residents = settings, backend, residents
         self._slots, self._observer, self._clock = residents.slots, observer, clock
         most = max(settings.decode_budget_mb * MIB, MAX_MEMORY)
@@ -82,6 +87,7 @@ class RequestPath:
         self._decoders = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         workers = max(replace(plan, lanes=settings.lanes or plan.lanes).workers for plan in backend.plans())
         self._lanes = ThreadPoolExecutor(min(workers, MOST_LANES), thread_name_prefix="lane")
+        self._processors = processors
         self._decoding = 0
         self._door = Door(settings.max_queue, clock)
         self.throughput = Throughput(clock)
@@ -89,7 +95,7 @@ class RequestPath:
         # must be made anew after a flip never finds it shut.
         self.batcher: Batcher[Job | Encoded, Seen | None, Lease] = Batcher(
             self._lease,
-            self._detecting.run,
+            self._run,
             self._lanes,
             max_queue=2 * settings.max_queue + MOST_LANES,
             clock=clock,
@@ -100,6 +106,12 @@ class RequestPath:
         run, freed = self._detecting.run, self.batcher.lane_freed
         self.trial = Trial(self._slots, run, self._spare_lane, freed)
         self.pace = Pace(self._slots, run, self._spare_lane, freed, doubt=settings.doubt, clock=clock)
+
+    def _run(self, lease: Lease, jobs: Sequence[Job | Encoded], lane: Lane) -> Sequence[Seen | Exception | None]:
+        if lane.alone or not lease.plan.confined:
+            return self._detecting.run(lease, jobs, lane)
+        with self._processors.own():
+            return self._detecting.run(lease, jobs, lane)
 
     def _check_open(self) -> None:
         self.batcher.check_open()

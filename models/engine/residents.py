@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from models.engine.prepare import AbandonedError
-from models.engine.priority import FORM_NICENESS, give_way
+from models.engine.priority import FORM_NICENESS, give_way, name_loader
 from models.engine.slots import Slots
 from models.errors import UnavailableError
 
@@ -41,7 +41,7 @@ class Residents:
         self._preparer = preparer
         self._observer = observer
         self._clock = clock
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="prepare", initializer=name_loader)
         self._preparing = asyncio.Lock()
         self._abandoned: threading.Event | None = None
         self._closed = False

@@ -23,12 +23,15 @@ class Plan:
     decodes: whether lanes decode their images themselves, one image a call. So it is where the processor that decodes
     is the one that detects: more threads than cores would only push each other's data out of the caches. One of the
     lanes then waits with its work at hand for a thread to become free.
+    confined: whether a call that is not alone runs on the thread that makes it and starts no other, so that it may be
+    kept on one processor.
     """
 
     lanes: int
     max_batch: int
     alone: bool = False
     decodes: bool = False
+    confined: bool = False
 
     @property
     def workers(self) -> int:

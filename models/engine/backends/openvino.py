@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from models.engine.backends.backend import Plan
 from models.engine.backends.openvino_graph import untangle_sizes
 from models.engine.backends.openvino_session import OpenVinoSession
+from models.engine.priority import loaders_give_way
 from models.errors import ReleaseFaultError, ReleaseRejectedError
 
 if TYPE_CHECKING:
@@ -64,11 +65,15 @@ class OpenVinoBackend:
         """Return one stream a thread, one for every two, and one on all threads; with a lane more than streams each."""
         most = min(self._threads, MAX_STREAMS)
         counts = sorted({most, max(most // 2, 1), 1}, reverse=True)
-        return tuple(Plan(streams + 1, 1, alone=streams > 1, decodes=True) for streams in counts)
+        confined = self._threads == 1
+        return tuple(Plan(each + 1, 1, alone=each > 1, decodes=True, confined=confined) for each in counts)
 
     def load(self, release: Release, plan: Plan | None = None) -> OpenVinoSession:
         """Compile ``release`` for every shape. Raises ReleaseRejectedError or ReleaseFaultError (step ``load``)."""
         plan = plan or self.plans()[0]
+        if self._threads == 1:
+            # Calls then run on the threads that make them, and the runtime's own only compile.
+            loaders_give_way()
         data = release.files.get(ONNX)
         if data is None:
             msg = "the release holds no network; register the model again"

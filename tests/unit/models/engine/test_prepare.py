@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,11 +14,13 @@ from models.engine.backends.backend import Plan
 from models.engine.backends.fake import FakeBackend, FakeSession
 from models.engine.forms import Form, FormCache
 from models.engine.prepare import SIGHT_CONF, AbandonedError, Preparer, estimate
+from models.engine.processors import Processors
 from models.errors import BackendError, ReleaseFaultError, ReleaseRejectedError
 from models.types import Detections, GoldenImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from models.types import Release
 
@@ -54,6 +58,31 @@ def test_only_what_is_prepared_beside_answers_gives_way(
     work = preparer(FakeBackend(load_time_s=1.0, sleep=lambda seconds: events.append("loads") if seconds else None))
     work.prepare(make_release("a"), make_release("b") if beside else None, None, threading.Event())
     assert events == ["gives way", "loads"][not beside :]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_lanes_hear_of_a_load_beside_answers(
+    make_release: Callable[..., Release], tmp_path: Path, *, beside: bool
+) -> None:
+    """While a successor is prepared, and not before or after, something loads on this machine."""
+    heard: list[bool] = []
+    processors = Processors(tmp_path / "processors.lock")
+
+    def listen() -> bool:
+        before = os.sched_getaffinity(0)
+        with processors.own():
+            return os.sched_getaffinity(0) != before
+
+    with ThreadPoolExecutor(1) as lane:
+
+        def load(seconds: float) -> None:
+            if seconds:
+                heard.append(lane.submit(listen).result())
+
+        work = preparer(FakeBackend(load_time_s=1.0, sleep=load), processors=processors)
+        work.prepare(make_release("a"), make_release("b") if beside else None, None, threading.Event())
+        heard.append(lane.submit(listen).result())
+    assert heard == [beside and len(os.sched_getaffinity(0)) > 1, False]
 
 
 def test_a_successor_is_warmed_like_what_serves(make_release: Callable[..., Release]) -> None:

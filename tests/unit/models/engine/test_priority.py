@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from models.engine.priority import NICENESS, give_way
+from models.engine.priority import NICENESS, give_way, loaders_give_way, name_loader
 
 LOW = 17
 
@@ -46,3 +46,27 @@ def test_nobody_comes_forward_by_giving_way() -> None:
 
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(ask).result() == LOW
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
+@pytest.mark.parametrize("named", [True, False])
+def test_what_a_loader_has_started_gives_way_with_it(*, named: bool) -> None:
+    """Whatever its priority was; nobody else does, none comes forward, and a thread without the name asks in vain."""
+
+    def ask() -> tuple[int, int, int]:
+        if named:
+            name_loader()
+        with ThreadPoolExecutor(1) as child, ThreadPoolExecutor(1) as low:
+            child.submit(niceness).result()
+            low.submit(give_way, LOW + 1).result()
+            give_way()
+            loaders_give_way()
+            return niceness(), child.submit(niceness).result(), low.submit(niceness).result()
+
+    before = niceness()
+    with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as stranger:
+        stranger.submit(niceness).result()
+        mine = max(before, NICENESS)
+        assert pool.submit(ask).result() == (mine, mine if named else before, max(before, LOW + 1))
+        assert stranger.submit(niceness).result() == before
+    assert niceness() == before

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -16,6 +20,7 @@ import pytest
 from models.engine.backends import openvino as module
 from models.engine.backends.backend import Plan
 from models.engine.backends.openvino import MAX_STREAMS, OpenVinoBackend
+from models.engine.priority import LOADER, NICENESS, give_way, name_loader
 from models.errors import ReleaseFaultError, ReleaseRejectedError
 
 if TYPE_CHECKING:
@@ -44,7 +49,7 @@ def test_plans_keep_to_the_threads(threads: int) -> None:
     plans = OpenVinoBackend(threads=threads, precision="fp32").plans()
     assert [plan.workers for plan in plans] == sorted({plan.workers for plan in plans}, reverse=True)
     assert plans[0].workers == min(threads, MAX_STREAMS)
-    assert plans[-1] == Plan(2, 1, alone=False, decodes=True)
+    assert plans[-1] == Plan(2, 1, alone=False, decodes=True, confined=threads == 1)
     for plan in plans:
         assert (plan.lanes, plan.max_batch, plan.decodes) == (plan.workers + 1, 1, True)
         assert plan.alone == (plan.workers > 1)
@@ -145,3 +150,24 @@ def test_a_lack_of_memory_condemns_no_release(
     backend._core = Exhausted()
     with pytest.raises(ReleaseFaultError, match="no memory"):
         backend.load(make_release(files={"model.onnx": tiny_network()}))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
+def test_threads_that_compile_again_give_way(release: Release) -> None:
+    """A load beside answers compiles on threads that an earlier one has left, which had nobody to give way to."""
+
+    def load(*, beside: bool) -> set[int]:
+        name_loader()
+        if beside:
+            give_way()
+        session = OpenVinoBackend(threads=1, precision="fp32").load(release)
+        loaders = [each for each in Path("/proc/self/task").iterdir() if (each / "comm").read_bytes().strip() == LOADER]
+        found = {os.getpriority(os.PRIO_PROCESS, int(each.name)) for each in loaders}
+        session.close()
+        return found
+
+    ours = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        assert ours in first.submit(load, beside=False).result()
+        first.shutdown()
+        assert min(second.submit(load, beside=True).result()) >= NICENESS

@@ -1,0 +1,161 @@
+"""Calls keep off each other's processors while something loads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from models.engine.processors import MOST_TRIES, Processors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+WAIT_S = 10.0
+HOLDER = """
+import sys
+from pathlib import Path
+from models.engine.processors import Processors
+processors = Processors(Path(sys.argv[1]))
+with processors.loading(), processors.own():
+    print("holds", flush=True)
+    sys.stdin.read()
+"""
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="needs Linux and two processors"
+)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Return a path whose folder is not there yet."""
+    return tmp_path / "cache" / "processors.lock"
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Return many threads."""
+    with ThreadPoolExecutor(32) as threads:
+        yield threads
+
+
+def side_by_side(pool: ThreadPoolExecutor, *engines: Processors) -> tuple[list[set[int]], list[set[int]]]:
+    """Return where a call of each engine may run, all at the same time, and where their threads may afterwards."""
+    met = threading.Barrier(len(engines), timeout=WAIT_S)
+
+    def call(processors: Processors) -> tuple[set[int], set[int]]:
+        met.wait()
+        with processors.own():
+            inside = os.sched_getaffinity(0)
+            met.wait()
+        return inside, os.sched_getaffinity(0)
+
+    found = [each.result(WAIT_S) for each in [pool.submit(call, each) for each in engines]]
+    return [inside for inside, _ in found], [after for _, after in found]
+
+
+def test_each_call_has_a_processor_while_something_loads(file: Path, pool: ThreadPoolExecutor) -> None:
+    """Calls of one engine and of another meet on none, and their threads are free again afterwards."""
+    allowed = os.sched_getaffinity(0)
+    one, other = Processors(file), Processors(file)
+    for engines in ((one, one), (one, other)):
+        with other.loading():
+            first, second = (inside := side_by_side(pool, *engines))[0]
+        assert len(first) == len(second) == 1
+        assert first != second
+        assert inside[1] == [allowed, allowed]
+
+
+def test_nothing_is_taken_while_nothing_loads(file: Path, pool: ThreadPoolExecutor) -> None:
+    """Nor before a load, nor after the last of two has ended."""
+    allowed = os.sched_getaffinity(0)
+    processors = Processors(file)
+    assert side_by_side(pool, processors)[0] == [allowed]
+    with processors.loading():
+        with Processors(file).loading():
+            pass
+        assert len(side_by_side(pool, processors)[0][0]) == 1
+    assert side_by_side(pool, processors)[0] == [allowed]
+
+
+def test_whoever_finds_none_free_runs_anywhere(file: Path, pool: ThreadPoolExecutor) -> None:
+    """One call more than there are processors is not kept waiting."""
+    allowed = os.sched_getaffinity(0)
+    count = min(len(allowed), MOST_TRIES) + 1
+    if count > 30:
+        pytest.skip("too many processors")
+    processors = Processors(file)
+    with processors.loading():
+        places = side_by_side(pool, *[processors] * count)[0]
+    assert sorted(map(len, places)).count(1) >= count - 1
+    assert sum(place == allowed for place in places) <= 1
+
+
+def test_a_failed_call_gives_its_processor_back(file: Path, pool: ThreadPoolExecutor) -> None:
+    """An error inside leaves the thread free and the processor for others."""
+    allowed = os.sched_getaffinity(0)
+    processors = Processors(file)
+
+    def fail() -> None:
+        with processors.own():
+            raise RuntimeError
+
+    with processors.loading():
+        for _ in range(2 * len(allowed)):
+            with pytest.raises(RuntimeError):
+                pool.submit(fail).result(WAIT_S)
+        places = side_by_side(pool, processors, processors)[0]
+    assert [len(place) for place in places] == [1, 1]
+
+
+def test_a_process_that_is_killed_holds_nothing(file: Path, pool: ThreadPoolExecutor) -> None:
+    """Neither its processor nor its load outlives it."""
+    allowed = os.sched_getaffinity(0)
+    processors = Processors(file)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "holds\n"
+            assert len(side_by_side(pool, processors)[0][0]) == 1
+        finally:
+            holder.kill()
+    assert side_by_side(pool, processors)[0] == [allowed]
+    with processors.loading():
+        places = side_by_side(pool, *[processors] * min(len(allowed), MOST_TRIES, 30))[0]
+    assert all(len(place) == 1 for place in places)
+
+
+def test_without_a_file_nothing_happens() -> None:
+    """Engines that were given none go on as they are."""
+    allowed = os.sched_getaffinity(0)
+    processors = Processors(None)
+    with processors.loading(), processors.own():
+        assert os.sched_getaffinity(0) == allowed
+
+
+def test_a_file_that_cannot_be_made_stops_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is said once, and calls run as without."""
+    allowed = os.sched_getaffinity(0)
+    (tmp_path / "file").touch()
+    processors = Processors(tmp_path / "file" / "processors.lock")
+    for _ in range(3):
+        with processors.loading(), processors.own():
+            assert os.sched_getaffinity(0) == allowed
+    assert len(caplog.messages) == 1
+    assert "no processors of their own" in caplog.text
+
+
+def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+    """Nobody can have another file made or locked."""
+    (tmp_path / "processors.lock").symlink_to(tmp_path / "elsewhere")
+    with Processors(tmp_path / "processors.lock").loading():
+        assert not (tmp_path / "elsewhere").exists()
