@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 
 IDLE_POLL_S: Final = 5.0
 BUSY_POLL_S: Final = 0.25
-"""Longest time a poll of a replica is left open (seconds); well under a second while HOLD wants fresh polls."""
+"""Longest time a poll of a replica is left open (seconds)."""
 LOAD_POLL_S: Final = 0.5
-"""The same while replicas load, beside answers: whoever has loaded asks anew at once."""
+"""The same while replicas load, beside answers. Whoever has loaded asks anew at once, and a hold begins only where no
+poll is older than ``Timing.fresh_s``."""
 ADMIT_WAIT_S: Final = 10.0
 WATCH_POLL_S: Final = 0.5
 """The same while evidence is collected: each report brings it anew, and none may be older than ``Timing.fresh_s``."""
-BUSY: Final = frozenset({"judge", "claim", "bootstrap", "hold", "commit", "abort"})
+BUSY: Final = frozenset({"fetch", "judge", "claim", "bootstrap", "prepare", "hold", "commit", "abort"})
 """Phases in which something is expected to happen soon."""
 LOADING: Final = frozenset({"fetch", "prepare"})
+"""Those of them that take seconds, in which polls may stay open longer."""
 
 
 class Polls:
@@ -131,8 +133,8 @@ class Polls:
 
 
 def _patience(now: state.State) -> float:
-    if now.phase in BUSY:
-        return BUSY_POLL_S
     if now.phase in LOADING:
         return LOAD_POLL_S
+    if now.phase in BUSY:
+        return BUSY_POLL_S
     return WATCH_POLL_S if now.phase == "trial" or now.probation is not None else IDLE_POLL_S

@@ -14,7 +14,7 @@ from models.engine.decode import DecodeLimits, decode
 from models.engine.forms import Form
 from models.engine.postprocess import postprocess
 from models.engine.preprocess import PAD_VALUE, letterbox
-from models.engine.priority import give_way
+from models.engine.priority import LOAD_NICENESS, give_way
 from models.engine.processors import Processors
 from models.engine.warm import common_shapes, load_fastest
 from models.errors import BackendError, InvalidImageError, ReleaseFaultError, ReleaseRejectedError, SteelyardError
@@ -36,8 +36,9 @@ SIGHT_CONF = 0.05
 MEASURE_BUDGET_S = 3.0
 WARM_BUDGET_S = 0.5
 """No further shape is warmed after this time when nothing serves yet; the rest follow when images of them arrive."""
-WARM_BESIDE_S = 20.0
-"""The same while another release serves: nobody waits then, and after the flip nobody should."""
+WARM_BESIDE_S = 45.0
+"""The same while another release serves: nobody waits then, and after the flip nobody should. On a machine that is busy
+throughout, that is little more than a second of processor time at ``LOAD_NICENESS``."""
 
 NETWORK = "model.onnx"
 WEIGHT_COPIES = 4
@@ -104,7 +105,7 @@ class Preparer:
         """
         if serving is None:
             return self._prepare(release, serving, warm_like, abandoned, resident)
-        give_way()
+        give_way(LOAD_NICENESS)
         with self.processors.loading():
             return self._prepare(release, serving, warm_like, abandoned, resident)
 

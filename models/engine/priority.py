@@ -9,8 +9,10 @@ import threading
 from pathlib import Path
 from typing import Final
 
-NICENESS: Final = 15
-"""A twenty-eighth of the processor time of a thread that answers, where both want it; all where the others rest."""
+NICENESS: Final = 10
+"""A tenth of the processor time of a thread that answers, where both want it; all of it where the others rest."""
+LOAD_NICENESS: Final = 15
+"""A twenty-eighth, for what loads: many threads of it run side by side, and together they would take too much."""
 FORM_NICENESS: Final = 5
 """A third of it: what comes often is answered slower until its form is made, above all on a busy machine."""
 

@@ -3,10 +3,12 @@
 Linux places a thread when it wakes up, on an idle processor if there is one. While releases load there is none, and two
 images that are answered side by side may share one processor for as long as they take, while a load has the other: how
 far a load gives way matters only on the processor where it is. So meanwhile each call that runs on one thread takes a
-processor of its own, the one where it is if nobody else has taken it.
+processor of its own, the one where it is if nobody else has taken it. On a machine with more processors than work that
+is where the kernel would have kept it anyway.
 
 Who has taken what is told by locks on a file, one byte a processor (open file description locks, ``fcntl(2)``): they
-work across processes, and end with whoever holds them.
+work across processes, and end with whoever holds them. Services with files of their own do not see each other. A thread
+that has taken a processor keeps to those that it might use then, should its process be given more of them later.
 """
 
 from __future__ import annotations
@@ -58,6 +60,8 @@ class Processors:
             _lock(held, fcntl.F_RDLCK, LOADING)
             yield
         finally:
+            # Said, too, lest a child that was forked meanwhile keeps the lock.
+            _lock(held, fcntl.F_UNLCK, LOADING)
             os.close(held)
 
     @contextlib.contextmanager
@@ -98,11 +102,12 @@ class Processors:
         return mine.number
 
     def _open(self) -> int | None:
-        if self._file is None:
+        file = self._file
+        if file is None:
             return None
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             logger.warning("calls take no processors of their own while something loads: %s", error)
             self._file = None
@@ -144,6 +149,6 @@ def _library() -> ctypes.CDLL:
 
 
 def _nearest(allowed: set[int]) -> list[int]:
-    """Return some of the processors ``allowed``, the one where the thread is first."""
+    """Return some of the processors ``allowed``: the one where the thread is, then those that follow it in turn."""
     here = _library().sched_getcpu()
-    return sorted(allowed, key=lambda each: (each != here, each))[:MOST_TRIES]
+    return sorted(allowed, key=lambda each: (each < here, each))[:MOST_TRIES]

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+import pytest
 from clients import Clients, regressions
+
+from models.engine.priority import LOAD_NICENESS, LOADER
+from models.engine.processors import Processors
 
 if TYPE_CHECKING:
     from running import Service
+
+
+ONE_THREAD = pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) not in {2, 3}, reason="needs two replicas of one thread each and two processors"
+)
 
 
 def _assert_nobody_suffered(load: Clients) -> None:
@@ -78,6 +88,48 @@ def test_loads_give_way_and_what_answers_does_not(service: Service) -> None:
             with contextlib.suppress(ProcessLookupError):  # it may end while the list is read
                 found.append(os.getpriority(os.PRIO_PROCESS, int(task.name)))
         assert max(found) > replica.nice()
+
+
+@ONE_THREAD
+def test_whatever_compiles_gives_way(service: Service) -> None:
+    """The runtime compiles on threads that it has kept from the start, when there was nobody to give way to."""
+    service.settle("1")
+    service.promote("2")
+    service.settle("2")
+    for replica in service.replicas():
+        loaders = []
+        for task in Path(f"/proc/{replica.pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # it may end while the list is read
+                if (task / "comm").read_bytes().strip() == LOADER:
+                    loaders.append(os.getpriority(os.PRIO_PROCESS, int(task.name)))
+        assert len(loaders) > 1, "the runtime keeps no threads any more"
+        assert min(loaders) >= LOAD_NICENESS
+
+
+@ONE_THREAD
+def test_calls_take_processors_while_something_loads(service: Service) -> None:
+    """Threads that answer keep to one processor each while a load says so, and afterwards may run anywhere again."""
+    everywhere = os.sched_getaffinity(0)
+    start = service.rollout()["generation"]
+    with Clients(service.url, service.tray) as load:
+        load.wait_for(start)
+        assert _narrowest(service) == len(everywhere)
+        with Processors(service.home / "cache" / "processors.lock").loading():
+            deadline = time.monotonic() + 20.0
+            while _narrowest(service) > 1:
+                assert time.monotonic() < deadline, "no call has taken a processor"
+    assert [e for e in load.exchanges if e.status != 200] == []
+    assert _narrowest(service) == len(everywhere)
+
+
+def _narrowest(service: Service) -> int:
+    """Return on how many processors that thread of the replicas may run that may run on fewest."""
+    found = []
+    for replica in service.replicas():
+        for task in Path(f"/proc/{replica.pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):  # it may end while the list is read
+                found.append(len(os.sched_getaffinity(int(task.name))))
+    return min(found)
 
 
 def test_ray_shares_the_session_of_the_service_and_not_its_process_group(service: Service) -> None:

@@ -8,6 +8,7 @@ by a stride, it is computed from the image instead, and free and fixed forms agr
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,17 @@ def untangle_sizes(model: Any, unit: int) -> int:
         model.reshape(free)
     image = ops.shape_of(model.get_parameters()[0])
 
-    def axis(number: int, stride: int = 1) -> Any:
-        size = ops.gather(image, ops.constant([number], np.int64), ops.constant(0, np.int64))
-        return size if stride == 1 else ops.divide(size, ops.constant([stride], np.int64))
+    # Shared by all places that read it: building nodes keeps Python's lock, and there are a hundred such places.
+    sides = [ops.gather(image, ops.constant([axis], np.int64), ops.constant(0, np.int64)) for axis in range(3)]
+
+    @functools.cache
+    def side(axis: int, stride: int) -> Any:
+        return sides[axis] if stride == 1 else ops.divide(sides[axis], ops.constant([stride], np.int64))
+
+    @functools.cache
+    def map_shape(channels: int, stride: int, kind: str) -> Any:
+        shape = ops.concat([sides[0], ops.constant([channels], np.int64), side(1, stride), side(2, stride)], 0)
+        return shape if kind == "i64" else ops.convert(shape, kind)
 
     changed = 0
     for node in model.get_ordered_ops():
@@ -48,9 +57,8 @@ def untangle_sizes(model: Any, unit: int) -> int:
         channels, stride = _channels_and_stride(node.input(0), sizes)
         if not stride or unit % stride:
             continue
-        shape = ops.concat([axis(0), ops.constant([channels], np.int64), axis(1, stride), axis(2, stride)], 0)
         kind = node.output(0).get_element_type().to_string()
-        node.output(0).replace((shape if kind == "i64" else ops.convert(shape, kind)).output(0))
+        node.output(0).replace(map_shape(channels, stride, kind).output(0))
         changed += 1
     # Infers all types anew, as validate_nodes_and_infer_types does, which would keep every other thread from Python.
     model.reshape(free)

@@ -1,5 +1,6 @@
 """How a replica's threads and memory are shared out among the engines of its models."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,15 @@ def test_models_share_the_threads_and_the_memory(models: int, threads: int, shar
     settings = Settings(models=tuple(f"m{number}" for number in range(models)), memory_budget_mb=1500)
     limits = engine_settings(settings, threads, taken=400 * 1024**2)
     assert (limits.threads, limits.memory_budget_mb) == (share, (1100 - RESERVE_MB) // models)
+
+
+def test_replicas_of_a_machine_agree_on_its_processors(tmp_path: Path) -> None:
+    """All of them find the same file in this machine's cache, whatever their models."""
+    files = {
+        engine_settings(Settings(home=tmp_path, models=models), 2, taken=0).processors
+        for models in (("a",), ("a", "b"))
+    }
+    assert files == {Settings(home=tmp_path).cache / "processors.lock"}
 
 
 @pytest.mark.parametrize(("factor", "doubt"), [(1.0, 1.0), (1.1, 1.1), (1.6, 1.2), (2.0, 1.5), (8.0, 6.0)])

@@ -14,6 +14,7 @@ from models.engine.backends.backend import Plan
 from models.engine.backends.fake import FakeBackend, FakeSession
 from models.engine.forms import Form, FormCache
 from models.engine.prepare import SIGHT_CONF, AbandonedError, Preparer, estimate
+from models.engine.priority import LOAD_NICENESS
 from models.engine.processors import Processors
 from models.errors import BackendError, ReleaseFaultError, ReleaseRejectedError
 from models.types import Detections, GoldenImage
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return what notes each lowering of priority, in the place of a real one: this thread would never get it back."""
     noted: list[str] = []
-    monkeypatch.setattr("models.engine.prepare.give_way", lambda: noted.append("gives way"))
+    monkeypatch.setattr("models.engine.prepare.give_way", lambda niceness: noted.append(f"gives way {niceness}"))
     return noted
 
 
@@ -57,9 +58,10 @@ def test_only_what_is_prepared_beside_answers_gives_way(
     """A successor is loaded at a lower priority from its first byte on; the first release has nobody to disturb."""
     work = preparer(FakeBackend(load_time_s=1.0, sleep=lambda seconds: events.append("loads") if seconds else None))
     work.prepare(make_release("a"), make_release("b") if beside else None, None, threading.Event())
-    assert events == ["gives way", "loads"][not beside :]
+    assert events == [f"gives way {LOAD_NICENESS}", "loads"][not beside :]
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not place threads")
 @pytest.mark.parametrize("beside", [False, True])
 def test_lanes_hear_of_a_load_beside_answers(
     make_release: Callable[..., Release], tmp_path: Path, *, beside: bool

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import signal
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -20,7 +16,6 @@ import pytest
 from models.engine.backends import openvino as module
 from models.engine.backends.backend import Plan
 from models.engine.backends.openvino import MAX_STREAMS, OpenVinoBackend
-from models.engine.priority import LOADER, NICENESS, give_way, name_loader
 from models.errors import ReleaseFaultError, ReleaseRejectedError
 
 if TYPE_CHECKING:
@@ -152,22 +147,13 @@ def test_a_lack_of_memory_condemns_no_release(
         backend.load(make_release(files={"model.onnx": tiny_network()}))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
-def test_threads_that_compile_again_give_way(release: Release) -> None:
-    """A load beside answers compiles on threads that an earlier one has left, which had nobody to give way to."""
-
-    def load(*, beside: bool) -> set[int]:
-        name_loader()
-        if beside:
-            give_way()
-        session = OpenVinoBackend(threads=1, precision="fp32").load(release)
-        loaders = [each for each in Path("/proc/self/task").iterdir() if (each / "comm").read_bytes().strip() == LOADER]
-        found = {os.getpriority(os.PRIO_PROCESS, int(each.name)) for each in loaders}
-        session.close()
-        return found
-
-    ours = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
-        assert ours in first.submit(load, beside=False).result()
-        first.shutdown()
-        assert min(second.submit(load, beside=True).result()) >= NICENESS
+@pytest.mark.parametrize(("threads", "expected"), [(1, ["give way", "compile"]), (2, ["compile"])])
+def test_threads_that_only_compile_give_way_first(
+    release: Release, monkeypatch: pytest.MonkeyPatch, threads: int, expected: list[str]
+) -> None:
+    """The runtime compiles on threads that it has kept, which where there are several may answer, too."""
+    events: list[str] = []
+    monkeypatch.setattr(module, "loaders_give_way", lambda: events.append("give way"))
+    monkeypatch.setattr(module, "OpenVinoSession", lambda *_, **__: events.append("compile"))
+    OpenVinoBackend(threads=threads, precision="fp32").load(release)
+    assert events == expected
