@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ from models.engine.backends.fake import FakeBackend
 from models.engine.engine import Engine, EngineSettings
 from models.engine.forms import EARNED_AFTER, FormCache
 from models.engine.observe import NullObserver
-from models.engine.processors import Processors
 from models.errors import (
     BackendError,
     DeadlineExceededError,
@@ -29,7 +27,6 @@ from models.types import RequestContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from models.engine.backends.backend import Shape
     from models.engine.forms import Form
@@ -98,32 +95,6 @@ async def test_no_more_threads_decode_than_detect(make_release: Callable[..., Re
         await asyncio.gather(*tasks)
     assert len(set(decoded)) <= 2
     assert {call.lane for call in backend.calls} <= {0, 1, 2}
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not place threads")
-@pytest.mark.parametrize(
-    ("plan", "kept"),
-    [
-        (Plan(2, 1, decodes=True, confined=True), True),
-        (Plan(2, 1, decodes=True), False),
-        (Plan(3, 1, alone=True, decodes=True, confined=True), False),
-    ],
-)
-async def test_a_call_on_one_thread_has_a_processor_beside_a_load(
-    make_release: Callable[..., Release], tmp_path: Path, plan: Plan, *, kept: bool
-) -> None:
-    """Only a call that starts no threads is kept on one, and none while nothing loads."""
-    places: list[int] = []
-    backend = FakeBackend(1.0, plan=plan, sleep=lambda _: places.append(len(os.sched_getaffinity(0))))
-    file = tmp_path / "processors.lock"
-    async with Engine(backend, EngineSettings(processors=file)) as engine:
-        await serve(engine, make_release())
-        places.clear()
-        with Processors(file).loading():
-            await engine.detect(png(0), PLAIN, CONTEXT)
-        await engine.detect(png(1), PLAIN, CONTEXT)
-    everywhere = len(os.sched_getaffinity(0))
-    assert places == [1 if kept else everywhere, everywhere]
 
 
 async def test_what_waits_is_not_decoded(make_release: Callable[..., Release], decoded: list[str]) -> None:

@@ -10,12 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+from engine_scenes import CONTEXT, PLAIN, png, serve
 
+from models.engine.backends.backend import Plan
+from models.engine.backends.fake import FakeBackend
+from models.engine.engine import Engine, EngineSettings
 from models.engine.processors import MOST_TRIES, Processors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from models.types import Release
 
 WAIT_S = 10.0
 HOLDER = """
@@ -159,3 +165,27 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "processors.lock").symlink_to(tmp_path / "elsewhere")
     with Processors(tmp_path / "processors.lock").loading():
         assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("plan", "kept"),
+    [
+        (Plan(2, 1, decodes=True, confined=True), True),
+        (Plan(2, 1, decodes=True), False),
+        (Plan(3, 1, alone=True, decodes=True, confined=True), False),
+    ],
+)
+async def test_a_call_on_one_thread_has_a_processor_beside_a_load(
+    make_release: Callable[..., Release], file: Path, plan: Plan, *, kept: bool
+) -> None:
+    """Only a call that starts no threads is kept on one, and none while nothing loads."""
+    places: list[int] = []
+    backend = FakeBackend(1.0, plan=plan, sleep=lambda _: places.append(len(os.sched_getaffinity(0))))
+    async with Engine(backend, EngineSettings(processors=file)) as engine:
+        await serve(engine, make_release())
+        places.clear()
+        with Processors(file).loading():
+            await engine.detect(png(0), PLAIN, CONTEXT)
+        await engine.detect(png(1), PLAIN, CONTEXT)
+    everywhere = len(os.sched_getaffinity(0))
+    assert places == [1 if kept else everywhere, everywhere]
