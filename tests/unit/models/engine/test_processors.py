@@ -189,3 +189,20 @@ async def test_a_call_on_one_thread_has_a_processor_beside_a_load(
         await engine.detect(png(1), PLAIN, CONTEXT)
     everywhere = len(os.sched_getaffinity(0))
     assert places == [1 if kept else everywhere, everywhere]
+
+
+async def test_an_engine_says_when_it_loads_beside_answers(
+    make_release: Callable[..., Release], file: Path, pool: ThreadPoolExecutor
+) -> None:
+    """The lanes of every engine hear of a successor that is prepared, and not of the first release."""
+    heard: list[int] = []
+    elsewhere = Processors(file)
+
+    def load(seconds: float) -> None:
+        if seconds:
+            heard.append(len(side_by_side(pool, elsewhere)[0][0]))
+
+    async with Engine(FakeBackend(load_time_s=1.0, sleep=load), EngineSettings(processors=file)) as engine:
+        await serve(engine, make_release("a"))
+        await engine.prepare(make_release("b"))
+    assert heard == [len(os.sched_getaffinity(0)), 1]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ from models.engine.backends.fake import FakeBackend
 from models.engine.forms import CLEARLY_MORE, EARNED_AFTER, Form, FormCache
 from models.engine.observe import NullObserver
 from models.engine.prepare import Preparer, estimate
-from models.engine.priority import FORM_NICENESS
+from models.engine.priority import FORM_NICENESS, LOADER
 from models.engine.residents import Residents
 from models.errors import BackendError, ReleaseFaultError, ReleaseRejectedError, UnavailableError
 
@@ -313,6 +315,21 @@ async def test_forms_are_made_again_after_one_that_the_worker_did_not_take(make_
         residents.warm_if_earned(Form(session, (64, 32)), EARNED_AFTER)
         await worked(residents)
         assert observer.shapes == [("a", (64, 32), None)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names of threads")
+async def test_whatever_loads_starts_can_be_told_from_what_answers(make_release: Callable[..., Release]) -> None:
+    """The first release is loaded on a named thread, too, for a runtime keeps what it starts there."""
+    names: list[bytes] = []
+
+    def load(seconds: float) -> None:
+        if seconds:
+            names.append(Path(f"/proc/self/task/{threading.get_native_id()}/comm").read_bytes().strip())
+
+    async with residents_of(FakeBackend(load_time_s=1.0, sleep=load)) as residents:
+        await residents.prepare(make_release("a"))
+    assert names == [LOADER]
+    assert Path("/proc/self/comm").read_bytes().strip() != LOADER
 
 
 async def test_forms_of_what_no_longer_serves_give_way(make_release: Callable[..., Release]) -> None:
