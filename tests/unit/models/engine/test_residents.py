@@ -329,7 +329,6 @@ async def test_whatever_loads_starts_can_be_told_from_what_answers(make_release:
     async with residents_of(FakeBackend(load_time_s=1.0, sleep=load)) as residents:
         await residents.prepare(make_release("a"))
     assert names == [LOADER]
-    assert Path("/proc/self/comm").read_bytes().strip() != LOADER
 
 
 async def test_forms_of_what_no_longer_serves_give_way(make_release: Callable[..., Release]) -> None:
