@@ -35,7 +35,16 @@ from swap_clients import Clients
 from swap_figures import Window, first_answer, longest_gap, promises, summarize, within
 from swap_options import parse
 from swap_registry import Hand
-from swap_service import LEAK_POINT, Fleet, SwapError, digest_of, make_releases, next_version, told_apart
+from swap_service import (
+    LEAK_POINT,
+    Fleet,
+    SwapError,
+    digest_of,
+    forget_compiled,
+    make_releases,
+    next_version,
+    told_apart,
+)
 from swap_table import markdown
 
 if TYPE_CHECKING:
@@ -116,6 +125,8 @@ class Run:
 
     async def _swap(self, fleet: Fleet, version: str, action: str) -> None:
         clients = self._clients
+        if not self.options.compiled:
+            await asyncio.to_thread(forget_compiled, self._home)
         if self.options.leak:
             await fleet.arm(LEAK_POINT, f"leak:{self.options.leak}")
         asked, generation = await self._ask(fleet, version, action)
@@ -208,7 +219,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             piece = uvloop.run(Run(options, server, home, hand).measure(digests))
     what = (
         f"{options.replicas} replicas, backend {options.backend}, {options.rate:g} requests/s by a Poisson clock from "
-        f"{CLIENTS} clients, {len(pictures.find(options.images))} picture(s), every swap loads a version anew, "
+        f"{CLIENTS} clients, {len(pictures.find(options.images))} picture(s), every swap loads "
+        f"{'a version that was compiled before' if options.compiled else 'and compiles a version anew'}, "
         f"rollbacks excepted."
     )
     return {"what": what, "machine": machine.describe(), "leak": options.leak, "pieces": [piece]}

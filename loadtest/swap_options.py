@@ -28,6 +28,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--hint-every", type=int, default=10, help="every so many moves the alias in MLflow and sends its webhook"
     )
+    parser.add_argument(
+        "--compiled", action="store_true", help="keep networks that the machine has compiled, as returning versions do"
+    )
     parser.add_argument("--warmup", type=float, default=5.0, help="seconds of load before the first swap")
     parser.add_argument("--images", type=Path, default=TRAY, help="picture or folder (default: the sample tray)")
     parser.add_argument("--leak", type=int, default=0, metavar="MIB", help="plant a leak of so much a swap: a control")

@@ -73,6 +73,12 @@ def digest_of(release: Path) -> str:
     return Manifest.from_bytes((release / MANIFEST).read_bytes()).digest
 
 
+def forget_compiled(home: Path) -> None:
+    """Remove the networks that the service with this home has compiled, which its next swap then does again."""
+    for path in (home / "cache" / "engines").glob("*.openvino"):
+        path.unlink(missing_ok=True)
+
+
 class Timeline:
     """Reads what the replicas of the service with this home log. ``events``: all so far, by replica in order."""
 

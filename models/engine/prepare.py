@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from models.engine.backends.backend import Ahead
 from models.engine.decode import DecodeLimits, decode
 from models.engine.forms import Form
 from models.engine.postprocess import postprocess
@@ -22,13 +23,13 @@ from models.types import Thresholds
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from models.engine.backends.backend import Backend, Plan, Session
+    from models.engine.backends.backend import Backend, Plan, Session, Shape
     from models.engine.forms import FormCache
-    from models.types import Detections, Release
+    from models.types import Contract, Detections, Release
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,8 @@ class Preparer:
         if serving is None:
             return self._prepare(release, serving, warm_like, abandoned, resident)
         give_way(LOAD_NICENESS)
-        with self.processors.loading():
+        with self.processors.loading(abandoned):
+            _stop_if(abandoned)
             return self._prepare(release, serving, warm_like, abandoned, resident)
 
     def _prepare(
@@ -117,13 +119,15 @@ class Preparer:
         abandoned: threading.Event,
         resident: Collection[Release],
     ) -> Session:
+        with _step("golden"):
+            tensors = [letterbox(_decode_golden(image.data), release.contract)[0] for image in release.golden]
         with _step("load"):
             self._check_memory(release, resident)
-            session = self._load(release)
+            session = self._load(release, None if serving is None else self._ahead(release, tensors, warm_like))
             self.forms.hold(session, estimate(release))
         try:
             with _step("warm"):
-                self._warm(session, release, warm_like, abandoned)
+                self._warm(session, release, tensors, warm_like, abandoned)
             with _step("golden"):
                 if self.sight_test is not None:
                     _stop_if(abandoned)
@@ -150,16 +154,32 @@ class Preparer:
             raise ReleaseFaultError(msg, step="load")
         self.forms.make_room(needed)
 
-    def _load(self, release: Release) -> Session:
+    def _ahead(
+        self, release: Release, tensors: Sequence[NDArray[np.uint8]], warm_like: Session | None
+    ) -> tuple[Ahead, ...]:
+        """Return what ``_warm`` will warm, as far as that is known by now, the surest first."""
+        golden = (Ahead((tensor.shape[0], tensor.shape[1])) for tensor in tensors)
+        heirs = () if warm_like is None else self.forms.forms(warm_like)
+        likely = [Ahead(form.shape, form.alone) for form in heirs if _fits(form.shape, release.contract)]
+        return tuple(dict.fromkeys((*golden, *(likely or map(Ahead, common_shapes(release.contract))))))
+
+    def _load(self, release: Release, ahead: Sequence[Ahead] | None) -> Session:
         if self._plan is not None:
-            return self.backend.load(release, self._plan)
+            return self.backend.load(release, self._plan, ahead)
         plans = [
             replace(plan, lanes=self.lanes or plan.lanes, max_batch=self.max_batch or plan.max_batch)
             for plan in self.backend.plans()
         ]
         return load_fastest(self.backend, release, dict.fromkeys(plans), budget_s=MEASURE_BUDGET_S, clock=self.clock)
 
-    def _warm(self, session: Session, release: Release, warm_like: Session | None, abandoned: threading.Event) -> None:
+    def _warm(
+        self,
+        session: Session,
+        release: Release,
+        tensors: Sequence[NDArray[np.uint8]],
+        warm_like: Session | None,
+        abandoned: threading.Event,
+    ) -> None:
         contract = release.contract
         wanted: dict[Form, NDArray[np.uint8]] = {}
         if warm_like is None:
@@ -167,15 +187,10 @@ class Preparer:
             first = common_shapes(contract)[0]
             for copy in range(session.plan.workers):
                 wanted[Form(session, first, copy=copy)] = np.full((*first, 3), PAD_VALUE, np.uint8)
-        for image in release.golden:
-            tensor, _ = letterbox(_decode_golden(image.data), contract)
+        for tensor in tensors:
             wanted[Form(session, (tensor.shape[0], tensor.shape[1]))] = tensor
         inherited = () if warm_like is None else self.forms.inherit(session, warm_like)
-        likely = [
-            form
-            for form in inherited
-            if all(side % contract.stride == 0 and side <= contract.imgsz for side in form.shape)
-        ]
+        likely = [form for form in inherited if _fits(form.shape, contract)]
         # Something must run, or nobody would notice that the network answers nonsense.
         for form in likely or (Form(session, shape) for shape in common_shapes(contract)):
             wanted.setdefault(form, np.full((*form.shape, 3), PAD_VALUE, np.uint8))
@@ -208,6 +223,10 @@ def estimate(release: Release) -> int:
     """Return about how many bytes ``release`` takes once loaded, its warm shapes of their own left out."""
     network = release.files.get(NETWORK)
     return 0 if network is None else WEIGHT_COPIES * network.nbytes + RUNTIME_BYTES
+
+
+def _fits(shape: Shape, contract: Contract) -> bool:
+    return all(side % contract.stride == 0 and side <= contract.imgsz for side in shape)
 
 
 def _decode_golden(data: bytes) -> NDArray[np.uint8]:

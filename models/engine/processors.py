@@ -1,10 +1,13 @@
-"""Keeps threads that answer off each other's processors while something loads on this machine.
+"""Keeps threads that answer off each other's processors while something loads, and loads off half of the machine.
 
 Linux places a thread when it wakes up, on an idle processor if there is one. While releases load there is none, and two
 images that are answered side by side may share one processor for as long as they take, while a load has the other: how
 far a load gives way matters only on the processor where it is. So meanwhile each call that runs on one thread takes a
 processor of its own, the one where it is if nobody else has taken it. On a machine with more processors than work that
 is where the kernel would have kept it anyway.
+
+Loads take turns: at most half of the processors load at once, so that an image finds one that does not. Together they
+take hardly longer, since the first compiles for the others.
 
 Who has taken what is told by locks on a file, one byte a processor (open file description locks, ``fcntl(2)``): they
 work across processes, and end with whoever holds them. Services with files of their own do not see each other. A thread
@@ -22,10 +25,11 @@ import os
 import struct
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -33,7 +37,10 @@ logger = logging.getLogger(__name__)
 MOST_TRIES: Final = 8
 """Processors that a call tries to take, each of which costs about a microsecond."""
 LOADING: Final = 1 << 20
-"""The byte that loads lock together; those of the processors lie below."""
+"""The byte that loads lock together; those of the processors lie below, those of the turns follow."""
+TURN_DEADLINE_S: Final = 20.0
+"""Longest wait for a turn: a load that hangs must not keep the others from loading."""
+TURN_POLL_S: Final = 0.02
 _FLOCK: Final = "hhqqi4x"
 """struct flock of Linux on 64 bits: type, whence, start, length, pid."""
 
@@ -41,28 +48,51 @@ _FLOCK: Final = "hhqqi4x"
 class Processors:
     """The processors of this machine, as all engines see them that were given the same file. Safe from any thread."""
 
-    def __init__(self, file: Path | None) -> None:
+    def __init__(self, file: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         """Take nothing yet.
 
         file: on a disk of this machine, made where it is not; None takes no processors, nor does any system but Linux.
+        clock: seconds.
         """
+        self._clock = clock
         self._file = file if sys.platform == "linux" else None
         self._here = threading.local()
 
     @contextlib.contextmanager
-    def loading(self) -> Iterator[None]:
-        """Say meanwhile, to every engine of the machine, that something loads."""
+    def loading(self, abandoned: threading.Event | None = None) -> Iterator[None]:
+        """Say meanwhile, to every engine of the machine, that something loads or is freed; wait for a turn before.
+
+        abandoned: set when it shall wait no more, since nobody wants the load, or all ends; ``TURN_DEADLINE_S`` ends
+            the wait, too.
+        """
         held = self._open()
         if held is None:
             yield
             return
+        turn: int | None = None
         try:
+            turn = self._turn(held, abandoned or threading.Event())
             _lock(held, fcntl.F_RDLCK, LOADING)
             yield
         finally:
-            # Said, too, lest a child that was forked meanwhile keeps the lock.
-            _lock(held, fcntl.F_UNLCK, LOADING)
+            # Said, too, lest a child that was forked meanwhile keeps the locks.
+            for byte in (LOADING, turn):
+                if byte is not None:
+                    _lock(held, fcntl.F_UNLCK, byte)
             os.close(held)
+
+    def _turn(self, held: int, abandoned: threading.Event) -> int | None:
+        end = self._clock() + TURN_DEADLINE_S
+        turns = [LOADING + 1 + each for each in range(max(1, len(os.sched_getaffinity(0)) // 2))]
+        while True:
+            for turn in turns:
+                if _lock(held, fcntl.F_WRLCK, turn):
+                    return turn
+            if self._clock() > end:
+                logger.warning("others have loaded for %.0f s; this loads beside them", TURN_DEADLINE_S)
+                return None
+            if abandoned.wait(TURN_POLL_S):
+                return None
 
     @contextlib.contextmanager
     def own(self) -> Iterator[None]:

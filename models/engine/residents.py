@@ -45,6 +45,7 @@ class Residents:
         self._preparing = asyncio.Lock()
         self._abandoned: threading.Event | None = None
         self._closed = False
+        self._closing = threading.Event()
 
     async def prepare(self, release: Release) -> None:
         """Make ``release`` the candidate, unless its content is resident already.
@@ -97,6 +98,7 @@ class Residents:
         if self._closed:
             return
         self._closed = True
+        self._closing.set()
         if self._abandoned is not None:
             self._abandoned.set()
         async with self._preparing:
@@ -161,6 +163,8 @@ class Residents:
     def _close_session(self, session: Session) -> None:
         self._preparer.forms.drop(session)
         try:
-            session.close()
+            # A swap retires a version in every replica at once, and to free one takes as long as several images.
+            with self._preparer.processors.loading(self._closing):
+                session.close()
         except Exception:
             logger.exception("a retired release could not be freed")

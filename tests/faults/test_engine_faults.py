@@ -23,10 +23,12 @@ from models.engine.preprocess import letterbox
 from models.types import Contract, DetectOptions, Release, RequestContext, Thresholds
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from running import Service
 
-    from models.engine.backends.backend import Shape
+    from models.engine.backends.backend import Ahead, Shape
     from models.types import Detections
 
 REQUESTS = 10_000
@@ -110,8 +112,9 @@ class ColdSession(FakeSession):
 class ColdBackend(FakeBackend):
     """A runtime that compiles a shape at its first use."""
 
-    def load(self, release: Release, plan: Plan | None = None) -> FakeSession:
+    def load(self, release: Release, plan: Plan | None = None, ahead: Sequence[Ahead] | None = None) -> FakeSession:
         """Return a cold session."""
+        self.ahead = ahead
         session = ColdSession(self, release, plan or self.plans()[0])
         self.sessions.append(session)
         return session

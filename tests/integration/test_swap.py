@@ -12,6 +12,7 @@ import psutil
 import pytest
 from clients import Clients, regressions
 
+from models.engine.backends.openvino_compiled import SUFFIX
 from models.engine.priority import LOAD_NICENESS, LOADER
 from models.engine.processors import Processors
 
@@ -104,6 +105,19 @@ def test_whatever_compiles_gives_way(service: Service) -> None:
                     loaders.append(os.getpriority(os.PRIO_PROCESS, int(task.name)))
         assert len(loaders) > 1, "the runtime keeps no threads any more"
         assert min(loaders) >= LOAD_NICENESS
+
+
+def test_a_machine_compiles_a_version_once(service: Service) -> None:
+    """Whatever replicas there are: they read what one process has compiled, and no replica had to help itself."""
+    service.settle("1")
+    service.promote("2")
+    service.settle("2")
+    compiled = list((service.home / "cache" / "engines").glob(f"*{SUFFIX}"))
+    assert len(compiled) > 1, "neither the network nor its forms were compiled apart"
+    said = "".join(path.read_text(encoding="utf-8") for path in (service.home / "logs").rglob("replica-*.log"))
+    assert "prepared" in said
+    for excuse in ("this one compiles", "compiled by every replica", "compiled again", "not kept"):
+        assert excuse not in said
 
 
 @ONE_THREAD

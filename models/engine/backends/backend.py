@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -13,6 +15,13 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int]
 """(height, width) of a tensor in pixels, both multiples of the release's stride."""
+
+
+class Ahead(NamedTuple):
+    """A shape that will be warmed as soon as a release is loaded, for its lanes or for a call that is ``alone``."""
+
+    shape: Shape
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +100,11 @@ class Backend(Protocol):
         """Return the plans worth measuring on this hardware, the likeliest first; at least one."""
         ...
 
-    def load(self, release: Release, plan: Plan | None = None) -> Session:
+    def load(self, release: Release, plan: Plan | None = None, ahead: Sequence[Ahead] | None = None) -> Session:
         """Load ``release`` to be driven by ``plan``, None meaning the first of ``plans``; blocks.
+
+        ahead: what follows, for a load that others have to be spared of; None where there is nobody to be spared. It
+        changes where and when work is done, never what comes of it.
 
         Raises ReleaseRejectedError or ReleaseFaultError with step ``load``.
         """

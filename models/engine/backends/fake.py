@@ -21,11 +21,11 @@ from models.engine.preprocess import letterbox
 from models.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from models.engine.backends.backend import Shape
+    from models.engine.backends.backend import Ahead, Shape
     from models.errors import ReleaseError
     from models.types import Release
 
@@ -91,14 +91,16 @@ class FakeBackend:
         self.sleep = sleep
         self.calls: deque[FakeCall] = deque(maxlen=10 * remembered)
         self.sessions: deque[FakeSession] = deque(maxlen=remembered)
+        self.ahead: Sequence[Ahead] | None = None
         self._plan = plan or Plan(lanes=1, max_batch=8)
 
     def plans(self) -> tuple[Plan, ...]:
         """Return the one plan."""
         return (self._plan,)
 
-    def load(self, release: Release, plan: Plan | None = None) -> FakeSession:
-        """Return a session; raises ``load_error``."""
+    def load(self, release: Release, plan: Plan | None = None, ahead: Sequence[Ahead] | None = None) -> FakeSession:
+        """Return a session; raises ``load_error``. Remembers ``ahead``."""
+        self.ahead = ahead
         self.sleep(self.load_time_s)
         if self.load_error is not None:
             raise self.load_error

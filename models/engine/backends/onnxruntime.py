@@ -28,12 +28,12 @@ from models.engine.backends.torch_queue import GPU_PLANS, CudaQueue, gpu_memory,
 from models.errors import BackendError, ReleaseFaultError, ReleaseRejectedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from models.engine.backends.backend import Session, Shape
+    from models.engine.backends.backend import Ahead, Session, Shape
     from models.engine.backends.onnxruntime_gpu import GpuOptions, Provider
     from models.engine.backends.torch_queue import Queue
     from models.types import Contract, Release
@@ -100,7 +100,12 @@ class OnnxRuntimeBackend:
         most = min(self._threads, MAX_LANES)
         return tuple(Plan(lanes, 1) for lanes in sorted({most, 1}, reverse=True))
 
-    def load(self, release: Release, plan: Plan | None = None) -> Session:
+    def load(
+        self,
+        release: Release,
+        plan: Plan | None = None,
+        ahead: Sequence[Ahead] | None = None,  # noqa: ARG002 - nothing here can be done elsewhere
+    ) -> Session:
         """Load ``release``. Raises ReleaseRejectedError or ReleaseFaultError (step ``load``)."""
         plan = plan or self.plans()[0]
         data = release.files.get(ONNX)

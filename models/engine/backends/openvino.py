@@ -6,41 +6,31 @@ cannot depend on its company, to the last bit.
 
 from __future__ import annotations
 
-import functools
-import io
-import logging
-import sys
 from typing import TYPE_CHECKING, Any
 
 from models.engine.backends.backend import Plan
-from models.engine.backends.openvino_graph import untangle_sizes
-from models.engine.backends.openvino_session import OpenVinoSession
+from models.engine.backends.openvino_compile import compile_apart
+from models.engine.backends.openvino_compiled import CompiledNetworks
+from models.engine.backends.openvino_network import Network, UnfitNetworkError, is_memory, runtime
+from models.engine.backends.openvino_session import OpenVinoSession, variants_of
 from models.engine.priority import loaders_give_way
 from models.errors import ReleaseFaultError, ReleaseRejectedError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from models.engine.backends.backend import Ahead
+    from models.engine.backends.openvino_network import Variant
     from models.types import Release
 
-logger = logging.getLogger(__name__)
-
 ONNX = "model.onnx"
-NHWC = 4
-"""Axes of the input: image, row, column, channel."""
 MAX_STREAMS = 16
-
-
-@functools.cache
-def _core() -> Any:
-    """Return the process's one runtime, which lives as long as the process.
-
-    OpenVINO 2026.4 gives the thread that loads its CPU plugin an alternate signal stack and takes the memory back with
-    the runtime, without telling the thread: the next signal then ends the process.
-    """
-    # Its model converter reports to a telemetry service as soon as it is imported, and nothing here converts.
-    sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
-    import openvino  # noqa: PLC0415 - the runtime takes a second to load, and only the chosen one should
-
-    return openvino.Core()
+COMPILE_DEADLINE_S = 45.0
+"""Longest wait for networks that another process compiles; a replica has 120 s by default for all that it prepares."""
 
 
 class OpenVinoBackend:
@@ -48,15 +38,18 @@ class OpenVinoBackend:
 
     name = "openvino"
 
-    def __init__(self, *, precision: str, threads: int) -> None:
+    def __init__(self, *, precision: str, threads: int, compiled: Path | None = None) -> None:
         """Start the runtime.
 
         Args:
             precision: ``auto`` and ``bf16`` compute in bf16 where the CPU has it; ``fp32`` never does.
             threads: CPU threads of all lanes together, >= 1.
+            compiled: folder for networks that are compiled once for all processes of this machine; without one every
+                process compiles its own.
 
         """
-        self._core = _core()
+        self._core = runtime()
+        self._compiled = None if compiled is None else CompiledNetworks(compiled)
         self._threads = threads
         has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = "bf16" if precision != "fp32" and has_bf16 else "f32"
@@ -68,7 +61,7 @@ class OpenVinoBackend:
         confined = self._threads == 1
         return tuple(Plan(each + 1, 1, alone=each > 1, decodes=True, confined=confined) for each in counts)
 
-    def load(self, release: Release, plan: Plan | None = None) -> OpenVinoSession:
+    def load(self, release: Release, plan: Plan | None = None, ahead: Sequence[Ahead] | None = None) -> OpenVinoSession:
         """Compile ``release`` for every shape. Raises ReleaseRejectedError or ReleaseFaultError (step ``load``)."""
         plan = plan or self.plans()[0]
         if self._threads == 1:
@@ -78,42 +71,31 @@ class OpenVinoBackend:
         if data is None:
             msg = "the release holds no network; register the model again"
             raise ReleaseRejectedError(msg, step="load")
+        how: dict[str, Any] = {"stride": release.contract.stride, "precision": self.precision}
+        network = Network(self._core, data, compiled=self._compiled, **how)
+        if ahead is not None and self._compiled is not None:
+            self._compile_apart(self._compiled, network, data, variants_of(plan, self._threads, ahead), how)
         try:
-            model = self._core.read_model(io.BytesIO(data.tobytes()))
+            return OpenVinoSession(network, plan, threads=self._threads, weights=data.nbytes)
+        except UnfitNetworkError as error:
+            raise ReleaseRejectedError(str(error), step="load") from error
         except (MemoryError, RuntimeError) as error:
-            _raise_if_memory(error)
-            msg = "the network cannot be read; register the model again"
-            raise ReleaseRejectedError(msg, step="load") from error
-        self._check(model)
-        try:
-            untangle_sizes(model, release.contract.stride)
-        except RuntimeError:
-            # A network of one size has nothing to untangle; forms are compared with it before they serve anyway.
-            logger.debug("the network's sizes stay as they are", exc_info=True)
-        try:
-            return OpenVinoSession(self._core, model, self.precision, plan, threads=self._threads, weights=data.nbytes)
-        except (MemoryError, RuntimeError) as error:
-            _raise_if_memory(error)
+            if is_memory(error):
+                msg = "there is no memory to load the network; free some or lower the number of models"
+                raise ReleaseFaultError(msg, step="load") from error
             msg = "the network cannot be compiled for this machine; register the model again"
             raise ReleaseRejectedError(msg, step="load") from error
 
-    def _check(self, model: Any) -> None:
-        import openvino  # noqa: PLC0415 - see _core
+    def _compile_apart(
+        self,
+        compiled: CompiledNetworks,
+        network: Network,
+        data: NDArray[np.uint8],
+        variants: Sequence[Variant],
+        how: Mapping[str, Any],
+    ) -> None:
+        def make(missing: Sequence[int], left_s: float) -> None:
+            wanted = [variants[place] for place in missing]
+            compile_apart(data, wanted, compiled.folder, deadline_s=left_s, **how)
 
-        inputs, outputs = model.inputs, model.outputs
-        uint8 = openvino.Type.u8
-        if (
-            len(inputs) != 1
-            or len(outputs) != 1
-            or inputs[0].element_type != uint8
-            or inputs[0].partial_shape.rank != NHWC
-        ):
-            msg = "the network does not take uint8 images (n, h, w, 3) or has not one output; register the model again"
-            raise ReleaseRejectedError(msg, step="load")
-
-
-def _raise_if_memory(error: Exception) -> None:
-    """Raise ReleaseFaultError where memory ran out, which OpenVINO may wrap into an error that only its text tells."""
-    if isinstance(error, MemoryError) or "bad_alloc" in str(error):
-        msg = "there is no memory to load the network; free some or lower the number of models"
-        raise ReleaseFaultError(msg, step="load") from error
+        compiled.complete([network.key(each) for each in variants], make, deadline_s=COMPILE_DEADLINE_S)

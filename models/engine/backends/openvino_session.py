@@ -20,14 +20,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from models.engine.backends.openvino_network import Variant
 from models.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
-    from models.engine.backends.backend import Plan, Shape
+    from models.engine.backends.backend import Ahead, Plan, Shape
+    from models.engine.backends.openvino_network import Network
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +41,6 @@ WORKSPACE_BYTES = 16
 """Bytes of activations a tensor pixel: 5 MB at 640 x 480."""
 STREAM_DEADLINE_S = 60.0
 """Longest wait for a stream; calls take milliseconds, so a longer one means that the runtime hangs."""
-SHAPE_DEADLINE_S = 60.0
-"""Longest wait until other shapes of the network are compiled, each of which takes half a second."""
 
 
 class _Key(NamedTuple):
@@ -61,34 +61,27 @@ class _Network:
 class OpenVinoSession:
     """Fulfils Session."""
 
-    def __init__(self, core: Any, model: Any, precision: str, plan: Plan, *, threads: int, weights: int) -> None:
-        """Compile ``model`` for every size.
+    def __init__(self, network: Network, plan: Plan, *, threads: int, weights: int) -> None:
+        """Compile ``network`` for every size.
 
         Args:
-            core: the runtime.
-            model: uint8 NHWC in, one output.
-            precision: ``bf16`` or ``f32``.
+            network: uint8 NHWC in, one output.
             plan: how many lanes.
             threads: of all lanes together, >= 1.
             weights: bytes of the network's file.
 
-        Raises RuntimeError or MemoryError.
+        Raises what ``Network.compile`` does.
 
         """
         self.plan = plan
-        self._core = core
-        self._model = model
-        self._precision = precision
+        self._network: Network | None = network
         self._threads = threads
         self._weights = weights
         self._lock = threading.Lock()
-        self._shaping = threading.Condition()
-        self._shape: Shape | None = None
-        self._compiling = 0
         self._streams = plan.workers
+        general = Variant(None, _share(plan, threads))
         with ThreadPoolExecutor(self._streams, thread_name_prefix="compile") as pool:
-            share = max(threads // self._streams, 1)
-            self._general: list[Any] = list(pool.map(lambda _: self._compile(model, share), range(self._streams)))
+            self._general: list[Any] = list(pool.map(lambda _: self._compile(general), range(self._streams)))
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for stream in range(self._streams):
             self._free.put(stream)
@@ -125,7 +118,7 @@ class OpenVinoSession:
             if key in self._forms:
                 return True
         try:
-            request = self._compile_fixed(shape, self._threads if alone else max(self._threads // self._streams, 1))
+            request = self._compile(_variant(self.plan, self._threads, shape, alone=alone))
             if not self._agrees(request, shape):
                 return False
         except RuntimeError as error:
@@ -157,7 +150,7 @@ class OpenVinoSession:
             self._forms.clear()
             self._idle.clear()
             self._general = []
-            self._model = None
+            self._network = None
         _give_back()
 
     @contextlib.contextmanager
@@ -205,50 +198,33 @@ class OpenVinoSession:
             general = self._general[0]
         return general.get_compiled_model().create_infer_request()
 
-    def _compile_fixed(self, shape: Shape, threads: int) -> Any:
+    def _compile(self, variant: Variant) -> Any:
         with self._lock:
-            self._check_open()
-            model = self._model
-        with self._shaped(model, shape):
-            return self._compile(model, threads)
-
-    @contextlib.contextmanager
-    def _shaped(self, model: Any, shape: Shape) -> Iterator[None]:
-        """Give ``model`` that shape; it keeps it for all who compile it in that shape meanwhile.
-
-        Reshaped where it is: to clone it would keep every other thread from Python for some 20 ms, and to free the
-        clone for another 10. Raises RuntimeError.
-        """
-        with self._shaping:
-            if not self._shaping.wait_for(lambda: self._compiling == 0 or self._shape == shape, SHAPE_DEADLINE_S):
-                msg = "another shape of the network is being compiled for too long"
-                raise RuntimeError(msg)
-            if self._shape != shape:
-                self._shape = None
-                model.reshape([1, *shape, 3])
-                self._shape = shape
-            self._compiling += 1
-        try:
-            yield
-        finally:
-            with self._shaping:
-                self._compiling -= 1
-                self._shaping.notify_all()
+            network = self._network
+        if network is None:
+            msg = "a closed session was warmed. This is a bug."
+            raise BackendError(msg)
+        return network.compile(variant).create_infer_request()
 
     def _check_open(self) -> None:
         if not self._general:
             msg = "a closed session was warmed. This is a bug."
             raise BackendError(msg)
 
-    def _compile(self, model: Any, threads: int) -> Any:
-        config = {
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": self._precision,
-            # Neither replicas nor forms know of each other: pinned, they would all sit on the first cores.
-            "ENABLE_CPU_PINNING": False,
-        }
-        return self._core.compile_model(model, "CPU", config).create_infer_request()
+
+def variants_of(plan: Plan, threads: int, ahead: Iterable[Ahead]) -> list[Variant]:
+    """Return what a session driven by ``plan`` compiles at once, and for the forms of ``ahead``, each once."""
+    forms = (_variant(plan, threads, each.shape, alone=each.alone) for each in ahead)
+    return list(dict.fromkeys((Variant(None, _share(plan, threads)), *forms)))
+
+
+def _variant(plan: Plan, threads: int, shape: Shape, *, alone: bool) -> Variant:
+    return Variant(shape, threads if alone else _share(plan, threads))
+
+
+def _share(plan: Plan, threads: int) -> int:
+    """Return the threads of one stream."""
+    return max(threads // plan.workers, 1)
 
 
 def _give_back() -> None:

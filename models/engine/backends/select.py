@@ -38,7 +38,8 @@ def select_backend(
         threads: CPU threads the runtime may use, >= 1.
         gpu: whether a GPU is reserved for this replica.
         gpu_share: GPUs that are reserved, more than 0; below 1 the replica keeps to that part of one's memory.
-        engines: folder for engines that TensorRT has built; None builds them for every process.
+        engines: folder for engines that TensorRT has built and networks that OpenVINO has compiled; None makes them
+            for every process.
         fake_service_s: seconds that a call of the fake backend takes, >= 0.
 
     Raises:
@@ -59,7 +60,7 @@ def select_backend(
     if name == "openvino":
         from models.engine.backends.openvino import OpenVinoBackend  # noqa: PLC0415 - as above
 
-        return OpenVinoBackend(precision=precision, threads=threads)
+        return OpenVinoBackend(precision=precision, threads=threads, compiled=engines)
     if name == "torch":
         from models.engine.backends.torch_runtime import TorchBackend  # noqa: PLC0415 - as above
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from models.engine.backends.backend import Shape
+    from models.engine.backends.backend import Ahead, Shape
     from models.engine.backends.torch_lanes import Lane
     from models.engine.backends.torch_queue import Queue
     from models.types import Contract, Release
@@ -70,7 +70,12 @@ class TorchBackend:
         most = min(self._threads, MAX_LANES)
         return tuple(Plan(lanes, 1) for lanes in sorted({most, 1}, reverse=True))
 
-    def load(self, release: Release, plan: Plan | None = None) -> TorchSession:
+    def load(
+        self,
+        release: Release,
+        plan: Plan | None = None,
+        ahead: Sequence[Ahead] | None = None,  # noqa: ARG002 - nothing here can be done elsewhere
+    ) -> TorchSession:
         """Rebuild ``release``. Raises ReleaseRejectedError or ReleaseFaultError (step ``load``)."""
         plan = plan or self.plans()[0]
         try:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from swap_answers import Known
-from swap_service import Event, Timeline, event_of, next_version, told_apart
+from swap_service import Event, Timeline, event_of, forget_compiled, next_version, told_apart
+
+from models.engine.backends.openvino_compiled import CompiledNetworks
+from serve.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,3 +78,13 @@ def test_versions_are_told_apart_by_every_picture(exact: bool) -> None:  # noqa:
     box = {"name": "a", "class": 0, "confidence": 0.9, "box": {"x1": 0.0, "y1": 0.0, "x2": 9.0, "y2": 9.0}}
     assert told_apart(Known("a", ([box],)), Known("b", ([],)), exact=exact)
     assert not told_apart(Known("a", ([box], [box])), Known("b", ([], [box])), exact=exact)
+
+
+def test_compiled_networks_are_forgotten_where_the_service_keeps_them(tmp_path: Path) -> None:
+    """Those and nothing else; a service that has compiled none has none to forget."""
+    forget_compiled(tmp_path)
+    networks = CompiledNetworks(Settings(home=tmp_path).cache / "engines")
+    assert networks.write("a", b"network")
+    (networks.folder / "lock").touch()
+    forget_compiled(tmp_path)
+    assert [path.name for path in networks.folder.iterdir()] == ["lock"]

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from models.engine.backends.backend import Plan
+from models.engine.backends.backend import Ahead, Plan
 from models.engine.backends.fake import FakeBackend, FakeSession
 from models.engine.forms import Form, FormCache
 from models.engine.prepare import SIGHT_CONF, AbandonedError, Preparer, estimate
 from models.engine.priority import LOAD_NICENESS
 from models.engine.processors import Processors
+from models.engine.warm import common_shapes
 from models.errors import BackendError, ReleaseFaultError, ReleaseRejectedError
 from models.types import Detections, GoldenImage
 
@@ -85,6 +86,36 @@ def test_lanes_hear_of_a_load_beside_answers(
         work.prepare(make_release("a"), make_release("b") if beside else None, None, threading.Event())
         heard.append(lane.submit(listen).result())
     assert heard == [beside and len(os.sched_getaffinity(0)) > 1, False]
+
+
+def test_a_load_beside_answers_says_what_it_will_warm(make_release: Callable[..., Release], picture: Callable) -> None:
+    """Shapes of golden images, then those in use or else the common ones, each once; a first load says nothing."""
+    backend = FakeBackend()
+    work = preparer(backend)
+    serving = make_release("a")
+    first = work.prepare(serving, None, None, threading.Event())
+    assert backend.ahead is None
+    work.prepare(make_release("b"), serving, None, threading.Event())
+    assert backend.ahead == tuple(Ahead(shape) for shape in common_shapes(serving.contract))
+    for form in (Form(first, (32, 64)), Form(first, (32, 32), alone=True), Form(first, (96, 96))):
+        assert work.forms.warm(form)
+    work.prepare(make_release("c", golden=golden(picture, (10, 64))), serving, first, threading.Event())
+    assert backend.ahead is not None
+    assert backend.ahead[0] == Ahead((32, 64))
+    common = [Ahead(shape) for shape in common_shapes(serving.contract)]
+    assert set(backend.ahead) == {Ahead((32, 64)), Ahead((32, 32), alone=True), *common}
+    assert len(backend.ahead) == len(set(backend.ahead))
+
+
+def test_whoever_waits_for_a_turn_in_vain_loads_nothing(make_release: Callable[..., Release], tmp_path: Path) -> None:
+    """A load that nobody waits for any more ends while it waits for its turn."""
+    file = tmp_path / "processors.lock"
+    backend = FakeBackend()
+    abandoned = threading.Event()
+    abandoned.set()
+    with Processors(file).loading(), pytest.raises(AbandonedError):
+        preparer(backend, processors=Processors(file)).prepare(make_release(), make_release("b"), None, abandoned)
+    assert list(backend.sessions) == []
 
 
 def test_a_successor_is_warmed_like_what_serves(make_release: Callable[..., Release]) -> None:

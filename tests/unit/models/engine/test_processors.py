@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -15,7 +18,7 @@ from engine_scenes import CONTEXT, PLAIN, png, serve
 from models.engine.backends.backend import Plan
 from models.engine.backends.fake import FakeBackend
 from models.engine.engine import Engine, EngineSettings
-from models.engine.processors import MOST_TRIES, Processors
+from models.engine.processors import MOST_TRIES, TURN_DEADLINE_S, Processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,7 +88,7 @@ def test_nothing_is_taken_while_nothing_loads(file: Path, pool: ThreadPoolExecut
     processors = Processors(file)
     assert side_by_side(pool, processors)[0] == [allowed]
     with processors.loading():
-        with Processors(file).loading():
+        with Processors(file, clock=itertools.count(step=100).__next__).loading():  # waits for no turn
             pass
         assert len(side_by_side(pool, processors)[0][0]) == 1
     assert side_by_side(pool, processors)[0] == [allowed]
@@ -191,6 +194,46 @@ async def test_a_call_on_one_thread_has_a_processor_beside_a_load(
     assert places == [1 if kept else everywhere, everywhere]
 
 
+def test_half_of_the_processors_load_at_once(
+    file: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more waits until another has ended, in this process or elsewhere; on one processor there is one turn."""
+    for processors, turns in ((1, 1), (2, 1), (5, 2), (8, 4)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, count=processors: set(range(count)))
+        with contextlib.ExitStack() as others:
+            for _ in range(turns - 1):
+                others.enter_context(Processors(file).loading())
+            with Processors(file).loading():
+                late = pool.submit(_begin, Processors(file))
+                with pytest.raises(TimeoutError):
+                    late.result(0.1)
+            assert late.result(WAIT_S) == "began"
+
+
+def _begin(processors: Processors) -> str:
+    with processors.loading():
+        return "began"
+
+
+def test_a_load_that_hangs_keeps_no_other_from_loading(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is waited for so long, by a clock that a test moves, and no longer."""
+    now = [0.0]
+    waited: list[float] = []
+
+    class Clocked(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            now[0] += timeout or 0.0
+            waited.append(timeout or 0.0)
+            return False
+
+    with contextlib.ExitStack() as others:
+        for _ in range(max(1, len(os.sched_getaffinity(0)) // 2)):
+            others.enter_context(Processors(file).loading())
+        with Processors(file, clock=lambda: now[0]).loading(Clocked()):
+            assert sum(waited) == pytest.approx(TURN_DEADLINE_S, abs=0.1)
+    assert "this loads beside them" in caplog.text
+
+
 async def test_an_engine_says_when_it_loads_beside_answers(
     make_release: Callable[..., Release], file: Path, pool: ThreadPoolExecutor
 ) -> None:
@@ -206,3 +249,24 @@ async def test_an_engine_says_when_it_loads_beside_answers(
         await serve(engine, make_release("a"))
         await engine.prepare(make_release("b"))
     assert heard == [len(os.sched_getaffinity(0)), 1]
+
+
+@pytest.mark.parametrize("ending", ["the load ends", "the engine closes"])
+async def test_a_version_is_freed_in_turn(make_release: Callable[..., Release], file: Path, ending: str) -> None:
+    """All replicas free theirs after the same swap; a replica that ends waits for nobody."""
+    backend = FakeBackend()
+    async with Engine(backend, EngineSettings(processors=file)) as engine:
+        for generation, letter in enumerate("ab", 1):
+            await serve(engine, make_release(letter), generation)
+        await engine.prepare(make_release("c"))
+        with contextlib.ExitStack() as others:
+            for _ in range(max(1, len(os.sched_getaffinity(0)) // 2)):
+                others.enter_context(Processors(file).loading())
+            first = backend.sessions[0]
+            freed = threading.Event()
+            first.close = freed.set
+            engine.flip("c" * 64, 3)
+            assert not await asyncio.to_thread(freed.wait, 0.1)
+            if ending == "the engine closes":
+                await asyncio.wait_for(engine.close(), TURN_DEADLINE_S / 2)
+        assert await asyncio.to_thread(freed.wait, WAIT_S)

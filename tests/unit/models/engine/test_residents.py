@@ -133,8 +133,10 @@ async def test_a_session_finished_as_its_caller_goes_is_freed(make_release: Call
     gate = Gate()
     backend = FakeBackend(load_time_s=1.0, sleep=gate)
     async with residents_of(backend) as residents:
-        forms = residents._preparer.forms
-        residents._preparer = SimpleNamespace(prepare=lambda release, *_: backend.load(release), forms=forms)
+        plain = residents._preparer
+        residents._preparer = SimpleNamespace(
+            prepare=lambda release, *_: backend.load(release), forms=plain.forms, processors=plain.processors
+        )
         task = asyncio.create_task(residents.prepare(make_release("a")))
         assert await asyncio.to_thread(gate.reached.wait, 20)
         task.cancel()

@@ -110,14 +110,6 @@ print([name for name, module in sys.modules.items() if module and ("telemetry" i
     assert done.stdout.strip() == "[]"
 
 
-def test_sizes_are_untangled_before_anything_is_compiled(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the stride that the release promises, on the network that the session then gets."""
-    seen: list[object] = []
-    monkeypatch.setattr(module, "untangle_sizes", lambda *given: seen.extend(given))
-    session = OpenVinoBackend(threads=1, precision="fp32").load(release)
-    assert seen == [session._model, release.contract.stride]
-
-
 @pytest.mark.parametrize(("library", "trimmed"), [({"malloc_trim": True}, [0]), ({}, [])])
 def test_closing_hands_freed_memory_back(
     release: Release, monkeypatch: pytest.MonkeyPatch, library: dict[str, bool], trimmed: list[int]

@@ -84,9 +84,9 @@ def network(*, strides: tuple[int, ...] = (STRIDE,), image_too: bool = False, bl
 @pytest.fixture(scope="module")
 def core() -> Any:
     """Return the runtime, which lives as long as the process."""
-    from models.engine.backends.openvino import _core  # noqa: PLC0415 - after importorskip
+    from models.engine.backends.openvino_network import runtime  # noqa: PLC0415 - after importorskip
 
-    return _core()
+    return runtime()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 from models.engine.backends import openvino_session as module
 from models.engine.backends.backend import Plan
 from models.engine.backends.openvino import OpenVinoBackend
+from models.engine.backends.openvino_network import Variant
 from models.errors import BackendError
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def test_closing_while_a_form_is_made(session: OpenVinoSession, *, alone: bool) 
         session.warm(SHAPE, alone=alone)
     assert session._forms == {}
     with pytest.raises(BackendError, match="closed session"):
-        session._compile_fixed(SHAPE, 1)
+        compile_one(Variant(SHAPE, 1))
 
 
 def test_costs_grow_with_pixels_and_weights(backend: OpenVinoBackend, release: Release) -> None:

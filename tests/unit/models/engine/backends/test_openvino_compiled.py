@@ -1,0 +1,141 @@
+"""Compiled networks on disk: whole or missing, within their space, made once a machine."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import filelock
+import pytest
+
+from models.engine.backends import openvino_compiled as module
+from models.engine.backends.openvino_compiled import CompiledNetworks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+WAIT_S = 10.0
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    """By whoever opens the folder, which is made for it, and only under its key."""
+    assert CompiledNetworks(tmp_path / "cache" / "engines").write("a", b"network")
+    networks = CompiledNetworks(tmp_path / "cache" / "engines")
+    assert (networks.has("a"), networks.read("a")) == (True, b"network")
+    assert (networks.has("b"), networks.read("b")) == (False, None)
+    networks.discard("a")
+    networks.discard("a")
+    assert networks.read("a") is None
+    assert list(networks.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "longer", "foreign"])
+def test_a_damaged_file_is_missing(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    """And is removed, so that a whole one takes its place."""
+    networks = CompiledNetworks(tmp_path)
+    networks.write("a", b"network" * 100)
+    file = next(tmp_path.iterdir())
+    data = file.read_bytes()
+    changed = {
+        "flipped": data[:-1] + bytes([data[-1] ^ 1]),
+        "cut": data[:-1],
+        "empty": b"",
+        "longer": data + b"x",
+        "foreign": b"X" + data[1:],
+    }
+    file.write_bytes(changed[damage])
+    assert networks.read("a") is None
+    assert not networks.has("a")
+    assert "damaged" in caplog.text
+
+
+def test_those_that_were_not_read_for_longest_go(tmp_path: Path) -> None:
+    """Beyond its space; what was just written stays, however large it is."""
+    networks = CompiledNetworks(tmp_path, most_bytes=400)
+    for age, key in enumerate("abc"):
+        networks.write(key, bytes(60))
+        os.utime(next(tmp_path.glob(f"{key}.*")), ns=(age, age))
+    networks.read("a")
+    networks.write("d", bytes(150))
+    assert [key for key in "abcd" if networks.has(key)] == ["a", "c", "d"]
+    networks.write("e", bytes(1000))
+    assert [key for key in "abcde" if networks.has(key)] == ["e"]
+
+
+def test_a_disk_that_is_nearly_full_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What only saves time must not take what the audit and the ledger need."""
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    assert not CompiledNetworks(tmp_path, least_free=100).write("a", b"x")
+    assert CompiledNetworks(tmp_path, least_free=99).write("a", b"x")
+    assert "nearly full" in caplog.text
+
+
+def test_a_write_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does it raise: the network that was compiled serves."""
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.Path, "replace", fail)
+    assert not CompiledNetworks(tmp_path).write("a", b"x")
+    assert list(tmp_path.iterdir()) == []
+    assert "not kept" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_stops_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is read, written or made, and it is said."""
+    (tmp_path / "file").touch()
+    networks = CompiledNetworks(tmp_path / "file" / "engines")
+    assert networks.read("a") is None
+    assert not networks.write("a", b"x")
+    networks.complete(["a"], lambda *_: pytest.fail("nobody could read what this makes"), deadline_s=1.0)
+    assert "compiled by every replica" in caplog.text
+
+
+def test_only_what_is_missing_is_made(tmp_path: Path) -> None:
+    """With the time that is left; nothing where all are there."""
+    networks = CompiledNetworks(tmp_path)
+    networks.write("b", b"x")
+    asked: list[tuple[Sequence[int], float]] = []
+    networks.complete(["a", "b", "c"], lambda *given: asked.append(given), deadline_s=5.0)
+    networks.complete(["b"], lambda *given: asked.append(given), deadline_s=5.0)
+    ((missing, left),) = asked
+    assert list(missing) == [0, 2]
+    assert 0.0 < left <= 5.0
+
+
+def test_of_many_that_want_the_same_one_makes_it(tmp_path: Path) -> None:
+    """The others wait until it is there."""
+    made: list[str] = []
+    start = threading.Barrier(4, timeout=WAIT_S)
+
+    def want(_: int) -> bool:
+        networks = CompiledNetworks(tmp_path)
+
+        def make(missing: Sequence[int], left: float) -> None:
+            assert (missing, left > 0) == ([0], True)
+            made.append("a")
+            networks.write("a", b"x")
+
+        start.wait()
+        networks.complete(["a"], make, deadline_s=WAIT_S)
+        return networks.has("a")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(want, range(4))) == [True] * 4
+    assert made == ["a"]
+
+
+def test_nobody_waits_beyond_the_deadline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where another makes it for too long, it stays missing and is compiled here."""
+    with filelock.FileLock(tmp_path / "lock"):
+        CompiledNetworks(tmp_path).complete(["a"], lambda *_: pytest.fail("not its turn"), deadline_s=0.05)
+    assert "another process compiles" in caplog.text
