@@ -239,7 +239,8 @@ def engine_settings(settings: Settings, threads: int, *, taken: int) -> EngineSe
         max_side=settings.max_side,
         memory_budget_mb=max(1, (settings.memory_budget_mb - RESERVE_MB - taken // MIB) // models),
         decode_budget_mb=settings.decode_budget_mb,
-        processors=settings.cache / PROCESSORS,
+        # What loads onto a GPU takes minutes and leaves the processors to those that answer.
+        processors=None if settings.gpus > 0 else settings.cache / PROCESSORS,
         doubt=min(settings.latency_factor, max(DOUBT, DOUBTFUL_PART * settings.latency_factor)),
     )
 

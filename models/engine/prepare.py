@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from models.engine.backends.backend import Ahead
+from models.engine.backends.backend import Ahead, Beside
 from models.engine.decode import DecodeLimits, decode
 from models.engine.forms import Form
 from models.engine.postprocess import postprocess
@@ -64,6 +64,10 @@ class AbandonedError(Exception):
     """Nobody waits for this preparation any more; what it had loaded is freed."""
 
 
+class _DoubtError(Exception):
+    """A release was rejected, but of what was compiled elsewhere."""
+
+
 @dataclass(slots=True, eq=False)
 class Preparer:
     """Turns releases into sessions that may serve. ``prepare`` runs on one worker thread at a time.
@@ -109,7 +113,11 @@ class Preparer:
         give_way(LOAD_NICENESS)
         with self.processors.loading(abandoned):
             _stop_if(abandoned)
-            return self._prepare(release, serving, warm_like, abandoned, resident)
+            try:
+                return self._prepare(release, serving, warm_like, abandoned, resident)
+            except _DoubtError as doubt:
+                logger.warning("what was compiled before is made anew, since with it a version failed: %s", doubt)
+            return self._prepare(release, serving, warm_like, abandoned, resident, trusting=False)
 
     def _prepare(
         self,
@@ -118,12 +126,18 @@ class Preparer:
         warm_like: Session | None,
         abandoned: threading.Event,
         resident: Collection[Release],
+        *,
+        trusting: bool = True,
     ) -> Session:
+        """Prepare; trusting: raise _DoubtError where a release may have been spoilt by what was found on disk."""
         with _step("golden"):
             tensors = [letterbox(_decode_golden(image.data), release.contract)[0] for image in release.golden]
         with _step("load"):
             self._check_memory(release, resident)
-            session = self._load(release, None if serving is None else self._ahead(release, tensors, warm_like))
+            beside = None
+            if serving is not None and trusting:
+                beside = Beside(self._ahead(release, tensors, warm_like), abandoned)
+            session = self._load(release, beside)
             self.forms.hold(session, estimate(release))
         try:
             with _step("warm"):
@@ -133,9 +147,12 @@ class Preparer:
                     _stop_if(abandoned)
                     self.sight_test(release, lambda data: self._look(session, release, data, abandoned), serving)
             _stop_if(abandoned)
-        except BaseException:
+        except BaseException as error:
+            doubted = isinstance(error, ReleaseRejectedError) and session.distrust() and beside is not None
             self.forms.drop(session)
             session.close()
+            if doubted:
+                raise _DoubtError(str(error)) from error
             raise
         self._plan = session.plan
         return session
@@ -163,9 +180,9 @@ class Preparer:
         likely = [Ahead(form.shape, form.alone) for form in heirs if _fits(form.shape, release.contract)]
         return tuple(dict.fromkeys((*golden, *(likely or map(Ahead, common_shapes(release.contract))))))
 
-    def _load(self, release: Release, ahead: Sequence[Ahead] | None) -> Session:
+    def _load(self, release: Release, beside: Beside | None) -> Session:
         if self._plan is not None:
-            return self.backend.load(release, self._plan, ahead)
+            return self.backend.load(release, self._plan, beside)
         plans = [
             replace(plan, lanes=self.lanes or plan.lanes, max_batch=self.max_batch or plan.max_batch)
             for plan in self.backend.plans()

@@ -38,7 +38,7 @@ MOST_TRIES: Final = 8
 """Processors that a call tries to take, each of which costs about a microsecond."""
 LOADING: Final = 1 << 20
 """The byte that loads lock together; those of the processors lie below, those of the turns follow."""
-TURN_DEADLINE_S: Final = 20.0
+TURN_DEADLINE_S: Final = 15.0
 """Longest wait for a turn: a load that hangs must not keep the others from loading."""
 TURN_POLL_S: Final = 0.02
 _FLOCK: Final = "hhqqi4x"
@@ -59,11 +59,13 @@ class Processors:
         self._here = threading.local()
 
     @contextlib.contextmanager
-    def loading(self, abandoned: threading.Event | None = None) -> Iterator[None]:
+    def loading(
+        self, abandoned: threading.Event | None = None, *, deadline_s: float = TURN_DEADLINE_S
+    ) -> Iterator[None]:
         """Say meanwhile, to every engine of the machine, that something loads or is freed; wait for a turn before.
 
-        abandoned: set when it shall wait no more, since nobody wants the load, or all ends; ``TURN_DEADLINE_S`` ends
-            the wait, too.
+        abandoned: set when it shall wait no more, since nobody wants the load, or all ends.
+        deadline_s: longest wait.
         """
         held = self._open()
         if held is None:
@@ -71,25 +73,27 @@ class Processors:
             return
         turn: int | None = None
         try:
-            turn = self._turn(held, abandoned or threading.Event())
-            _lock(held, fcntl.F_RDLCK, LOADING)
+            with contextlib.suppress(OSError):  # a file system without such locks
+                turn = self._turn(held, abandoned or threading.Event(), deadline_s)
+                _lock(held, fcntl.F_RDLCK, LOADING)
             yield
         finally:
             # Said, too, lest a child that was forked meanwhile keeps the locks.
             for byte in (LOADING, turn):
                 if byte is not None:
-                    _lock(held, fcntl.F_UNLCK, byte)
+                    with contextlib.suppress(OSError):
+                        _lock(held, fcntl.F_UNLCK, byte)
             os.close(held)
 
-    def _turn(self, held: int, abandoned: threading.Event) -> int | None:
-        end = self._clock() + TURN_DEADLINE_S
+    def _turn(self, held: int, abandoned: threading.Event, deadline_s: float) -> int | None:
+        end = self._clock() + deadline_s
         turns = [LOADING + 1 + each for each in range(max(1, len(os.sched_getaffinity(0)) // 2))]
         while True:
             for turn in turns:
                 if _lock(held, fcntl.F_WRLCK, turn):
                     return turn
             if self._clock() > end:
-                logger.warning("others have loaded for %.0f s; this loads beside them", TURN_DEADLINE_S)
+                logger.info("others have loaded for %.0f s; this works beside them", deadline_s)
                 return None
             if abandoned.wait(TURN_POLL_S):
                 return None
@@ -155,10 +159,10 @@ class _Description:
 
 
 def _lock(held: int, kind: int, byte: int) -> bool:
-    """Lock one byte for ``kind``, or unlock it; return False where somebody else has it."""
+    """Lock one byte for ``kind``, or unlock it; return False where somebody else has it. Raises OSError."""
     try:
         fcntl.fcntl(held, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, byte, 1, 0))
-    except OSError:
+    except (BlockingIOError, PermissionError):
         return False
     return True
 

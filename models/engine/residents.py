@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FREE_TURN_S = 2.0
+"""Longest that freeing a version waits for others: forms of the new one wait behind it."""
 CLOSING = "the service is shutting down; send the request again"
 
 
@@ -161,10 +163,10 @@ class Residents:
             threading.Thread(target=self._close_session, args=(session,), daemon=True).start()
 
     def _close_session(self, session: Session) -> None:
-        self._preparer.forms.drop(session)
         try:
             # A swap retires a version in every replica at once, and to free one takes as long as several images.
-            with self._preparer.processors.loading(self._closing):
+            with self._preparer.processors.loading(self._closing, deadline_s=FREE_TURN_S):
+                self._preparer.forms.drop(session)
                 session.close()
         except Exception:
             logger.exception("a retired release could not be freed")

@@ -23,12 +23,10 @@ from models.engine.preprocess import letterbox
 from models.types import Contract, DetectOptions, Release, RequestContext, Thresholds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
     from running import Service
 
-    from models.engine.backends.backend import Ahead, Shape
+    from models.engine.backends.backend import Beside, Shape
     from models.types import Detections
 
 REQUESTS = 10_000
@@ -112,9 +110,9 @@ class ColdSession(FakeSession):
 class ColdBackend(FakeBackend):
     """A runtime that compiles a shape at its first use."""
 
-    def load(self, release: Release, plan: Plan | None = None, ahead: Sequence[Ahead] | None = None) -> FakeSession:
+    def load(self, release: Release, plan: Plan | None = None, beside: Beside | None = None) -> FakeSession:
         """Return a cold session."""
-        self.ahead = ahead
+        self.beside = beside
         session = ColdSession(self, release, plan or self.plans()[0])
         self.sessions.append(session)
         return session

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import threading
 
     import numpy as np
     from numpy.typing import NDArray
@@ -22,6 +22,17 @@ class Ahead(NamedTuple):
 
     shape: Shape
     alone: bool = False
+
+
+class Beside(NamedTuple):
+    """What a load beside a release that answers knows, so that it can be done where it disturbs least.
+
+    ahead: what will be warmed, the surest first.
+    abandoned: set when nobody waits for the load any more.
+    """
+
+    ahead: tuple[Ahead, ...]
+    abandoned: threading.Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +94,10 @@ class Session(Protocol):
         """Return an estimate of the bytes that such a ``warm`` keeps for ``shape``, >= 0."""
         ...
 
+    def distrust(self) -> bool:
+        """Have the next load of the release make anew what this one found on disk; return whether it found anything."""
+        ...
+
     def close(self) -> None:
         """Free what the release holds; no call may run or follow. Idempotent."""
         ...
@@ -100,11 +115,10 @@ class Backend(Protocol):
         """Return the plans worth measuring on this hardware, the likeliest first; at least one."""
         ...
 
-    def load(self, release: Release, plan: Plan | None = None, ahead: Sequence[Ahead] | None = None) -> Session:
+    def load(self, release: Release, plan: Plan | None = None, beside: Beside | None = None) -> Session:
         """Load ``release`` to be driven by ``plan``, None meaning the first of ``plans``; blocks.
 
-        ahead: what follows, for a load that others have to be spared of; None where there is nobody to be spared. It
-        changes where and when work is done, never what comes of it.
+        beside: given where another release answers meanwhile. It changes where work is done, never what comes of it.
 
         Raises ReleaseRejectedError or ReleaseFaultError with step ``load``.
         """

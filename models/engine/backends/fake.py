@@ -21,11 +21,11 @@ from models.engine.preprocess import letterbox
 from models.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from models.engine.backends.backend import Ahead, Shape
+    from models.engine.backends.backend import Beside, Shape
     from models.errors import ReleaseError
     from models.types import Release
 
@@ -91,16 +91,17 @@ class FakeBackend:
         self.sleep = sleep
         self.calls: deque[FakeCall] = deque(maxlen=10 * remembered)
         self.sessions: deque[FakeSession] = deque(maxlen=remembered)
-        self.ahead: Sequence[Ahead] | None = None
+        self.beside: Beside | None = None
+        self.found = False
         self._plan = plan or Plan(lanes=1, max_batch=8)
 
     def plans(self) -> tuple[Plan, ...]:
         """Return the one plan."""
         return (self._plan,)
 
-    def load(self, release: Release, plan: Plan | None = None, ahead: Sequence[Ahead] | None = None) -> FakeSession:
-        """Return a session; raises ``load_error``. Remembers ``ahead``."""
-        self.ahead = ahead
+    def load(self, release: Release, plan: Plan | None = None, beside: Beside | None = None) -> FakeSession:
+        """Return a session; raises ``load_error``. Remembers ``beside``."""
+        self.beside = beside
         self.sleep(self.load_time_s)
         if self.load_error is not None:
             raise self.load_error
@@ -156,6 +157,11 @@ class FakeSession:
     def shape_cost(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> int:  # noqa: ARG002 - there is one
         """Return the bytes of one tensor, a lane or alone."""
         return shape[0] * shape[1] * 3 * (1 if alone else self.plan.lanes)
+
+    def distrust(self) -> bool:
+        """Return ``found`` of the backend, and have the next load find nothing."""
+        found, self._backend.found = self._backend.found, False
+        return found
 
     def close(self) -> None:
         """Refuse all further calls."""

@@ -28,12 +28,12 @@ from models.engine.backends.torch_queue import GPU_PLANS, CudaQueue, gpu_memory,
 from models.errors import BackendError, ReleaseFaultError, ReleaseRejectedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from models.engine.backends.backend import Ahead, Session, Shape
+    from models.engine.backends.backend import Beside, Session, Shape
     from models.engine.backends.onnxruntime_gpu import GpuOptions, Provider
     from models.engine.backends.torch_queue import Queue
     from models.types import Contract, Release
@@ -104,7 +104,7 @@ class OnnxRuntimeBackend:
         self,
         release: Release,
         plan: Plan | None = None,
-        ahead: Sequence[Ahead] | None = None,  # noqa: ARG002 - nothing here can be done elsewhere
+        beside: Beside | None = None,  # noqa: ARG002 - nothing here can be done elsewhere
     ) -> Session:
         """Load ``release``. Raises ReleaseRejectedError or ReleaseFaultError (step ``load``)."""
         plan = plan or self.plans()[0]
@@ -208,6 +208,10 @@ class OnnxRuntimeSession:
     def shape_cost(self, shape: Shape, *, alone: bool = False, copy: int = 0) -> int:  # noqa: ARG002 - nothing belongs to one shape
         """Return 0."""
         return 0
+
+    def distrust(self) -> bool:
+        """Return False: nothing is kept on disk."""
+        return False
 
     def close(self) -> None:
         """Drop the session."""

@@ -300,6 +300,10 @@ class OnnxRuntimeGpuSession:
         """Return 0."""
         return 0
 
+    def distrust(self) -> bool:
+        """Return False: TensorRT checks what it has built itself."""
+        return False
+
     def close(self) -> None:
         """Drop the sessions."""
         with self._lock:

@@ -6,10 +6,10 @@ cannot depend on its company, to the last bit.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from models.engine.backends.backend import Plan
-from models.engine.backends.openvino_compile import compile_apart
+from models.engine.backends.openvino_compile import compile_once
 from models.engine.backends.openvino_compiled import CompiledNetworks
 from models.engine.backends.openvino_network import Network, UnfitNetworkError, is_memory, runtime
 from models.engine.backends.openvino_session import OpenVinoSession, variants_of
@@ -17,20 +17,13 @@ from models.engine.priority import loaders_give_way
 from models.errors import ReleaseFaultError, ReleaseRejectedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from models.engine.backends.backend import Ahead
-    from models.engine.backends.openvino_network import Variant
+    from models.engine.backends.backend import Beside
     from models.types import Release
 
 ONNX = "model.onnx"
 MAX_STREAMS = 16
-COMPILE_DEADLINE_S = 45.0
-"""Longest wait for networks that another process compiles; a replica has 120 s by default for all that it prepares."""
 
 
 class OpenVinoBackend:
@@ -61,7 +54,7 @@ class OpenVinoBackend:
         confined = self._threads == 1
         return tuple(Plan(each + 1, 1, alone=each > 1, decodes=True, confined=confined) for each in counts)
 
-    def load(self, release: Release, plan: Plan | None = None, ahead: Sequence[Ahead] | None = None) -> OpenVinoSession:
+    def load(self, release: Release, plan: Plan | None = None, beside: Beside | None = None) -> OpenVinoSession:
         """Compile ``release`` for every shape. Raises ReleaseRejectedError or ReleaseFaultError (step ``load``)."""
         plan = plan or self.plans()[0]
         if self._threads == 1:
@@ -71,10 +64,10 @@ class OpenVinoBackend:
         if data is None:
             msg = "the release holds no network; register the model again"
             raise ReleaseRejectedError(msg, step="load")
-        how: dict[str, Any] = {"stride": release.contract.stride, "precision": self.precision}
-        network = Network(self._core, data, compiled=self._compiled, **how)
-        if ahead is not None and self._compiled is not None:
-            self._compile_apart(self._compiled, network, data, variants_of(plan, self._threads, ahead), how)
+        stride = release.contract.stride
+        network = Network(self._core, data, stride=stride, precision=self.precision, compiled=self._compiled)
+        if beside is not None and self._compiled is not None:
+            compile_once(network, self._compiled, variants_of(plan, self._threads, beside.ahead), beside.abandoned)
         try:
             return OpenVinoSession(network, plan, threads=self._threads, weights=data.nbytes)
         except UnfitNetworkError as error:
@@ -85,17 +78,3 @@ class OpenVinoBackend:
                 raise ReleaseFaultError(msg, step="load") from error
             msg = "the network cannot be compiled for this machine; register the model again"
             raise ReleaseRejectedError(msg, step="load") from error
-
-    def _compile_apart(
-        self,
-        compiled: CompiledNetworks,
-        network: Network,
-        data: NDArray[np.uint8],
-        variants: Sequence[Variant],
-        how: Mapping[str, Any],
-    ) -> None:
-        def make(missing: Sequence[int], left_s: float) -> None:
-            wanted = [variants[place] for place in missing]
-            compile_apart(data, wanted, compiled.folder, deadline_s=left_s, **how)
-
-        compiled.complete([network.key(each) for each in variants], make, deadline_s=COMPILE_DEADLINE_S)

@@ -13,8 +13,10 @@ import json
 import logging
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from models.engine.backends import openvino_graph
 from models.engine.backends.openvino_graph import untangle_sizes
 
 if TYPE_CHECKING:
@@ -32,8 +34,6 @@ NHWC = 4
 """Axes of the input: image, row, column, channel."""
 SHAPE_DEADLINE_S = 60.0
 """Longest wait until other shapes of the network are compiled, each of which takes half a second."""
-_FORMAT: Final = 1
-"""Raised whenever networks compiled before must not be read any more."""
 
 
 @functools.cache
@@ -62,7 +62,10 @@ class Variant(NamedTuple):
 
 
 class Network:
-    """Reads its bytes when it first has to compile. Safe from any thread; methods block."""
+    """Reads its bytes when it first has to compile. Safe from any thread; methods block.
+
+    data, stride, precision: as they were given.
+    """
 
     def __init__(
         self,
@@ -84,18 +87,19 @@ class Network:
 
         """
         self._core = core
-        self._data = data
-        self._stride = stride
-        self._precision = precision
+        self.data = data
+        self.stride = stride
+        self.precision = precision
         self._compiled = compiled
         self._reading = threading.Lock()
         self._model: Any = None
         self._shaping = threading.Condition()
         self._shape: Shape | None = None
         self._compiling = 0
+        self._known: frozenset[str] = frozenset()
 
-    def compile(self, variant: Variant) -> Any:
-        """Return the network compiled for ``variant``, read from disk where it lies there.
+    def request(self, variant: Variant) -> Any:
+        """Return a request of the network compiled for ``variant``, read from disk where it lies there.
 
         Raises UnfitNetworkError, RuntimeError where the runtime refuses, or MemoryError.
         """
@@ -104,11 +108,20 @@ class Network:
             return found
         model = self._read()
         with contextlib.nullcontext() if variant.shape is None else self._shaped(model, variant.shape):
-            return self._core.compile_model(model, "CPU", self._config(variant))
+            return self._core.compile_model(model, "CPU", self._config(variant)).create_infer_request()
+
+    def distrust(self) -> bool:
+        """Remove from disk what was read from there; return whether anything was."""
+        if self._compiled is None:
+            return False
+        known, self._known = self._known, frozenset()
+        for key in known:
+            self._compiled.discard(key)
+        return bool(known)
 
     def key(self, variant: Variant) -> str:
         """Return 64 hex digits that name all that the compiled network depends on."""
-        parts = [*_machine(self._core), self._precision, self._stride, self._digest, *variant]
+        parts = [_code(), *_machine(self._core), self._config(variant), self.stride, self._digest, variant.shape]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _found(self, variant: Variant) -> Any:
@@ -119,15 +132,19 @@ class Network:
         if blob is None:
             return None
         try:
-            return self._core.import_model(io.BytesIO(blob), "CPU", self._config(variant))
+            request = self._core.import_model(blob, "CPU", self._config(variant)).create_infer_request()
         except RuntimeError as error:
+            if is_memory(error):
+                raise
             logger.warning("a compiled network is not what the runtime reads, and is compiled again: %s", error)
             self._compiled.discard(key)
             return None
+        self._known |= {key}
+        return request
 
     @functools.cached_property
     def _digest(self) -> str:
-        return hashlib.sha256(self._data.data).hexdigest()
+        return hashlib.sha256(self.data.data).hexdigest()
 
     def _read(self) -> Any:
         with self._reading:
@@ -137,7 +154,7 @@ class Network:
 
     def _read_anew(self) -> Any:
         try:
-            model = self._core.read_model(io.BytesIO(self._data.tobytes()))
+            model = self._core.read_model(io.BytesIO(self.data.tobytes()))
         except RuntimeError as error:
             if is_memory(error):
                 raise
@@ -145,7 +162,7 @@ class Network:
             raise UnfitNetworkError(msg) from error
         _check(model)
         try:
-            untangle_sizes(model, self._stride)
+            untangle_sizes(model, self.stride)
         except RuntimeError:
             # A network of one size has nothing to untangle; forms are compared with it before they serve anyway.
             logger.debug("the network's sizes stay as they are", exc_info=True)
@@ -178,7 +195,7 @@ class Network:
         return {
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": variant.threads,
-            "INFERENCE_PRECISION_HINT": self._precision,
+            "INFERENCE_PRECISION_HINT": self.precision,
             # Neither replicas nor forms know of each other: pinned, they would all sit on the first cores.
             "ENABLE_CPU_PINNING": False,
         }
@@ -189,11 +206,18 @@ def is_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "bad_alloc" in str(error)
 
 
+@functools.cache
+def _code() -> str:
+    """Return a digest of our code that shapes a compiled network: an update must not read what another made."""
+    sources = (Path(openvino_graph.__file__), Path(__file__))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+
+
 def _machine(core: Any) -> list[Any]:
     """Return what of the machine and the runtime a compiled network depends on."""
     version = core.get_versions("CPU")["CPU"]
     names = ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
-    return [_FORMAT, version.build_number, *(core.get_property("CPU", name) for name in names)]
+    return [version.build_number, *(core.get_property("CPU", name) for name in names)]
 
 
 def _check(model: Any) -> None:

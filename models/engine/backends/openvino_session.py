@@ -70,7 +70,7 @@ class OpenVinoSession:
             threads: of all lanes together, >= 1.
             weights: bytes of the network's file.
 
-        Raises what ``Network.compile`` does.
+        Raises what ``Network.request`` does.
 
         """
         self.plan = plan
@@ -144,6 +144,12 @@ class OpenVinoSession:
         """Return about 32 MB for YOLO26n at 640 x 480."""
         return FORM_BYTES + int(PACKED * self._weights) + WORKSPACE_BYTES * shape[0] * shape[1]
 
+    def distrust(self) -> bool:
+        """Have what was compiled before compiled anew."""
+        with self._lock:
+            network = self._network
+        return network is not None and network.distrust()
+
     def close(self) -> None:
         """Drop every form."""
         with self._lock:
@@ -204,7 +210,7 @@ class OpenVinoSession:
         if network is None:
             msg = "a closed session was warmed. This is a bug."
             raise BackendError(msg)
-        return network.compile(variant).create_infer_request()
+        return network.request(variant)
 
     def _check_open(self) -> None:
         if not self._general:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from models.engine.backends.backend import Ahead, Shape
+    from models.engine.backends.backend import Beside, Shape
     from models.engine.backends.torch_lanes import Lane
     from models.engine.backends.torch_queue import Queue
     from models.types import Contract, Release
@@ -74,7 +74,7 @@ class TorchBackend:
         self,
         release: Release,
         plan: Plan | None = None,
-        ahead: Sequence[Ahead] | None = None,  # noqa: ARG002 - nothing here can be done elsewhere
+        beside: Beside | None = None,  # noqa: ARG002 - nothing here can be done elsewhere
     ) -> TorchSession:
         """Rebuild ``release``. Raises ReleaseRejectedError or ReleaseFaultError (step ``load``)."""
         plan = plan or self.plans()[0]
@@ -176,6 +176,10 @@ class TorchSession:
         if self._contract.head == "raw":
             row = (4 + len(self._contract.names)) * math.prod(shape) * 4 // (3 * FINEST_STRIDE**2)
         return self.plan.lanes * (len(sizes) * GRAPH_BYTES + sum(sizes) * row * 4)
+
+    def distrust(self) -> bool:
+        """Return False: nothing is kept on disk."""
+        return False
 
     def close(self) -> None:
         """Drop networks, graphs and buffers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from models.engine.backends.backend import Ahead, Plan
+from models.engine.backends.backend import Ahead, Beside, Plan
 from models.engine.backends.fake import FakeBackend, FakeSession
 from models.engine.forms import Form, FormCache
 from models.engine.prepare import SIGHT_CONF, AbandonedError, Preparer, estimate
@@ -94,17 +95,64 @@ def test_a_load_beside_answers_says_what_it_will_warm(make_release: Callable[...
     work = preparer(backend)
     serving = make_release("a")
     first = work.prepare(serving, None, None, threading.Event())
-    assert backend.ahead is None
-    work.prepare(make_release("b"), serving, None, threading.Event())
-    assert backend.ahead == tuple(Ahead(shape) for shape in common_shapes(serving.contract))
+    assert backend.beside is None
+    abandoned = threading.Event()
+    work.prepare(make_release("b"), serving, None, abandoned)
+    assert backend.beside.abandoned is abandoned
+    assert backend.beside.ahead == tuple(Ahead(shape) for shape in common_shapes(serving.contract))
     for form in (Form(first, (32, 64)), Form(first, (32, 32), alone=True), Form(first, (96, 96))):
         assert work.forms.warm(form)
     work.prepare(make_release("c", golden=golden(picture, (10, 64))), serving, first, threading.Event())
-    assert backend.ahead is not None
-    assert backend.ahead[0] == Ahead((32, 64))
+    ahead = backend.beside.ahead
+    assert ahead[0] == Ahead((32, 64))
     common = [Ahead(shape) for shape in common_shapes(serving.contract)]
-    assert set(backend.ahead) == {Ahead((32, 64)), Ahead((32, 32), alone=True), *common}
-    assert len(backend.ahead) == len(set(backend.ahead))
+    assert set(ahead) == {Ahead((32, 64)), Ahead((32, 32), alone=True), *common}
+    assert len(ahead) == len(set(ahead))
+
+
+@pytest.mark.parametrize("cause", ["blind", "NaN", "found again"])
+def test_what_was_compiled_elsewhere_condemns_no_release(
+    make_release: Callable[..., Release], picture: Callable, cause: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rejection counts only of what this replica has compiled itself: a spoilt file would condemn it for all."""
+    backend = FakeBackend()
+    loads: list[Beside | None] = []
+    load = backend.load
+
+    def spoilt(release: Release, plan: Plan, beside: Beside | None) -> FakeSession:
+        loads.append(beside)
+        backend.found = beside is not None or cause == "found again"
+        backend.finite = not (backend.found and cause != "blind")
+        backend.blind = backend.found and cause == "blind"
+        return load(release, plan, beside)
+
+    def see(_release: Release, detect: Callable[[bytes], Detections], _serving: Release | None) -> None:
+        if not len(detect(picture(64, 64)).boxes):
+            msg = "sees nothing"
+            raise ReleaseRejectedError(msg, step="golden")
+
+    work = preparer(backend, sight_test=see)
+    serving = make_release("a")
+    work.prepare(serving, None, None, threading.Event())
+    backend.load = spoilt
+    with pytest.raises(ReleaseRejectedError) if cause == "found again" else contextlib.nullcontext():
+        work.prepare(make_release("b"), serving, None, threading.Event())
+    assert [beside is not None for beside in loads] == [True, False]
+    assert "is made anew" in caplog.text
+    closed = [session.closed for session in backend.sessions]
+    assert closed == [False, True, cause == "found again"]
+
+
+def test_what_this_replica_has_compiled_is_rejected_at_once(make_release: Callable[..., Release]) -> None:
+    """A network that answers NaN is loaded once."""
+    backend = FakeBackend()
+    work = preparer(backend)
+    serving = make_release("a")
+    work.prepare(serving, None, None, threading.Event())
+    backend.finite = False
+    with pytest.raises(ReleaseRejectedError, match="NaN"):
+        work.prepare(make_release("b"), serving, None, threading.Event())
+    assert len(backend.sessions) == 2
 
 
 def test_whoever_waits_for_a_turn_in_vain_loads_nothing(make_release: Callable[..., Release], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import os
 import subprocess
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from engine_scenes import CONTEXT, PLAIN, png, serve
 
+from models.engine import processors as module
 from models.engine.backends.backend import Plan
 from models.engine.backends.fake import FakeBackend
 from models.engine.engine import Engine, EngineSettings
@@ -215,7 +217,7 @@ def _begin(processors: Processors) -> str:
         return "began"
 
 
-def test_a_load_that_hangs_keeps_no_other_from_loading(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_load_that_hangs_keeps_no_other_from_loading(file: Path) -> None:
     """It is waited for so long, by a clock that a test moves, and no longer."""
     now = [0.0]
     waited: list[float] = []
@@ -231,7 +233,21 @@ def test_a_load_that_hangs_keeps_no_other_from_loading(file: Path, caplog: pytes
             others.enter_context(Processors(file).loading())
         with Processors(file, clock=lambda: now[0]).loading(Clocked()):
             assert sum(waited) == pytest.approx(TURN_DEADLINE_S, abs=0.1)
-    assert "this loads beside them" in caplog.text
+
+
+def test_a_file_system_without_locks_costs_no_wait(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody can lock nobody waits for; calls run where they are put."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(module.fcntl, "fcntl", refuse)
+    allowed = os.sched_getaffinity(0)
+    waits = threading.Event()
+    monkeypatch.setattr(waits, "wait", lambda _: pytest.fail("waited"))
+    processors = Processors(file)
+    with processors.loading(waits), processors.own():
+        assert os.sched_getaffinity(0) == allowed
 
 
 async def test_an_engine_says_when_it_loads_beside_answers(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +18,12 @@ import pytest
 
 from models.engine.backends import openvino as backend_module
 from models.engine.backends import openvino_compile as module
-from models.engine.backends.backend import Ahead, Plan
+from models.engine.backends.backend import Ahead, Beside, Plan
 from models.engine.backends.openvino import OpenVinoBackend
 from models.engine.backends.openvino_compile import compile_apart
-from models.engine.backends.openvino_compiled import SUFFIX, CompiledNetworks
+from models.engine.backends.openvino_compiled import LEAST_S, SUFFIX, CompiledNetworks
 from models.engine.backends.openvino_network import Network, Variant, runtime
+from models.engine.priority import LOAD_NICENESS, give_way
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,11 +37,12 @@ OTHER = (96, 64)
 IMAGE = np.random.default_rng(0).integers(0, 256, (1, *SHAPE, 3), np.uint8)
 PLAN = Plan(3, 1, alone=True, decodes=True)
 LIMIT_S = 60.0
+VARIANTS = [Variant(None, 1), Variant(SHAPE, 1)]
 SLEEPER = "import time; time.sleep(600)"
 STARTER = """
 import os, subprocess, sys
-arguments = [sys.executable, "-P", "-m", *sys.argv[1:], str(os.getpid())]
-child = subprocess.Popen(arguments, stdin=subprocess.PIPE)
+arguments = [sys.executable, "-P", "-m", *sys.argv[2:], str(os.getpid())]
+child = subprocess.Popen(arguments, stdin=int(sys.argv[1]))
 print(child.pid, flush=True)
 sys.stdin.read()
 """
@@ -65,6 +70,11 @@ def compiling(monkeypatch: pytest.MonkeyPatch) -> list[Variant]:
     return here
 
 
+def beside(*ahead: Ahead) -> Beside:
+    """Return what a load beside answers is told that nobody abandons."""
+    return Beside(ahead, threading.Event())
+
+
 def files(folder: Path) -> list[Path]:
     """Return the compiled networks there."""
     return sorted(folder.glob(f"*{SUFFIX}"))
@@ -79,7 +89,7 @@ def test_a_load_beside_answers_compiles_nothing_itself(
     compiling.clear()
     for _ in range(2):
         backend = OpenVinoBackend(threads=2, precision="auto", compiled=tmp_path / "engines")
-        session = backend.load(release, PLAN, [Ahead(SHAPE), Ahead(SHAPE, alone=True), Ahead(SHAPE)])
+        session = backend.load(release, PLAN, beside(Ahead(SHAPE), Ahead(SHAPE, alone=True), Ahead(SHAPE)))
         for alone, copy in ((False, 0), (False, 1), (True, 0)):
             assert session.warm(SHAPE, alone=alone, copy=copy)
         for lane, alone in ((0, False), (0, True)):
@@ -98,7 +108,7 @@ def test_a_first_load_compiles_itself_unless_it_finds_what_it_wants(
     backend = OpenVinoBackend(threads=1, precision="auto", compiled=tmp_path)
     backend.load(release).close()
     assert (compiling, files(tmp_path)) == ([Variant(None, 1)], [])
-    backend.load(release, None, []).close()
+    backend.load(release, None, beside()).close()
     compiling.clear()
     backend.load(release).close()
     assert compiling == []
@@ -108,12 +118,12 @@ def test_without_a_folder_every_process_compiles(
     release: Release, compiling: list[Variant], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No process is started."""
-    monkeypatch.setattr(backend_module, "compile_apart", lambda *_, **__: pytest.fail("started"))
-    OpenVinoBackend(threads=1, precision="auto").load(release, None, [Ahead(SHAPE)]).close()
+    monkeypatch.setattr(module.subprocess, "Popen", lambda *_, **__: pytest.fail("started"))
+    OpenVinoBackend(threads=1, precision="auto").load(release, None, beside(Ahead(SHAPE))).close()
     assert compiling == [Variant(None, 1)]
 
 
-@pytest.mark.parametrize("fault", ["fails", "hangs", "cannot be started"])
+@pytest.mark.parametrize("fault", ["fails", "hangs", "cannot be started", "is abandoned"])
 def test_a_process_that_does_not_compile_costs_time_only(
     fault: str,
     tmp_path: Path,
@@ -123,7 +133,8 @@ def test_a_process_that_does_not_compile_costs_time_only(
 ) -> None:
     """The replica compiles then, the log says why, and no process stays behind."""
     start = subprocess.Popen
-    program = {"fails": [sys.executable, "-c", "raise SystemExit('broken')"], "hangs": [sys.executable, "-c", SLEEPER]}
+    sleeper = [sys.executable, "-c", SLEEPER]
+    program = {"fails": [sys.executable, "-c", "raise SystemExit('broken')"], "hangs": sleeper, "is abandoned": sleeper}
     started: list[subprocess.Popen[bytes]] = []
 
     def stand_in(_arguments: object, **how: Any) -> subprocess.Popen[bytes]:
@@ -131,12 +142,17 @@ def test_a_process_that_does_not_compile_costs_time_only(
         return started[-1]
 
     monkeypatch.setattr(module.subprocess, "Popen", stand_in)
-    monkeypatch.setattr(backend_module, "COMPILE_DEADLINE_S", 2.0)
-    session = OpenVinoBackend(threads=1, precision="auto", compiled=tmp_path).load(release, None, [Ahead(SHAPE)])
+    monkeypatch.setattr(module, "COMPILE_DEADLINE_S", LEAST_S + 2.0)
+    abandoned = threading.Event()
+    if fault == "is abandoned":
+        threading.Timer(0.3, abandoned.set).start()
+        monkeypatch.setattr(module, "COMPILE_DEADLINE_S", 600.0)
+    backend = OpenVinoBackend(threads=1, precision="auto", compiled=tmp_path)
+    session = backend.load(release, None, Beside((Ahead(SHAPE),), abandoned))
     assert session.infer(IMAGE, 0).shape == (1, 6, 6)
-    said = {"fails": "broken", "hangs": "has not compiled", "cannot be started": "can be started"}
+    said = {"fails": "broken", "hangs": "has not compiled", "cannot be started": "no process", "is abandoned": ""}
     assert said[fault] in caplog.text
-    assert "this one compiles" in caplog.text
+    assert ("this one compiles" in caplog.text) == (fault != "is abandoned")
     assert all(child.returncode is not None for child in started)
     assert [path.name for path in tmp_path.iterdir()] in ([], ["lock"])
 
@@ -148,7 +164,7 @@ def test_a_network_that_cannot_be_compiled_condemns_its_release_here(
     release = make_release(files={"model.onnx": np.frombuffer(b"no network", np.uint8)})
     backend = OpenVinoBackend(threads=1, precision="fp32", compiled=tmp_path)
     with pytest.raises(backend_module.ReleaseRejectedError, match="cannot be read"):
-        backend.load(release, None, [])
+        backend.load(release, None, beside())
     assert files(tmp_path) == []
 
 
@@ -156,26 +172,25 @@ def test_a_network_that_cannot_be_compiled_condemns_its_release_here(
 def test_a_replica_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
     """Nobody would read what it compiles; it waits here for a network that never comes."""
     request = '{"folder": "%s", "stride": 32, "precision": "f32", "variants": []}' % tmp_path  # noqa: UP031 - braces
+    network, never_written = os.pipe()
     with subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            STARTER,
-            module.__name__,
-            request,
-        ],
+        [sys.executable, "-c", STARTER, str(network), module.__name__, request],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[3])},
+        pass_fds=[network],
+        env=module._environment(),
     ) as parent:
         try:
             assert parent.stdout is not None
             child = psutil.Process(int(parent.stdout.readline()))
-            until(lambda: child.status() == psutil.STATUS_SLEEPING and child.cpu_times().user > 0.1)
+            until(lambda: Path(f"/proc/{child.pid}/oom_score_adj").read_text().strip() == "1000")
         finally:
             parent.kill()
-    psutil.wait_procs([child], timeout=LIMIT_S)
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    try:
+        until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    finally:
+        os.close(network)
+        os.close(never_written)
 
 
 def test_a_process_whose_parent_is_gone_does_nothing(tmp_path: Path, tiny_network: Callable[..., np.ndarray]) -> None:
@@ -184,45 +199,67 @@ def test_a_process_whose_parent_is_gone_does_nothing(tmp_path: Path, tiny_networ
     subprocess.run(
         [sys.executable, "-P", "-m", module.__name__, request, "1" if os.getpid() != 1 else "2"],
         input=tiny_network().tobytes(),
-        env=os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[3])},
+        env=module._environment(),
         timeout=LIMIT_S,
         check=True,
     )
     assert files(tmp_path) == []
 
 
-def test_the_process_gives_way_like_its_starter_and_stays_in_its_session(
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
+def test_the_process_gives_way_like_its_starter(
     tmp_path: Path, tiny_network: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else its priority would mean nothing."""
+    """In its session, else its priority would mean nothing; memory is taken from it first, and it knows no keys."""
     start, seen = subprocess.Popen, []
 
     def look(arguments: list[str], **how: Any) -> subprocess.Popen[bytes]:
         child = start(arguments, **how)
-        seen.append((os.getsid(child.pid), os.getpriority(os.PRIO_PROCESS, child.pid)))
+        score = Path(f"/proc/{child.pid}/oom_score_adj")
+        until(lambda: child.poll() is not None or score.read_text().strip() == "1000")
+        seen.append((os.getsid(child.pid), os.getpriority(os.PRIO_PROCESS, child.pid), child.poll()))
+        assert b"secret" not in Path(f"/proc/{child.pid}/environ").read_bytes()
         return child
 
+    def load() -> None:
+        give_way(LOAD_NICENESS)
+        compile_apart(network, CompiledNetworks(tmp_path), VARIANTS, threading.Event(), deadline_s=LIMIT_S)
+
+    monkeypatch.setenv("STEELYARD_WEBHOOK_SECRET", "secret")
     monkeypatch.setattr(module.subprocess, "Popen", look)
-    compile_apart(tiny_network(), [Variant(None, 1)], tmp_path, stride=32, precision="f32", deadline_s=LIMIT_S)
-    assert seen == [(os.getsid(0), os.getpriority(os.PRIO_PROCESS, 0))]
     network = Network(runtime(), tiny_network(), stride=32, precision="f32")
-    assert CompiledNetworks(tmp_path).has(network.key(Variant(None, 1)))
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(load).result(LIMIT_S)
+    assert seen == [(os.getsid(0), LOAD_NICENESS, None)]
+    assert all(CompiledNetworks(tmp_path).has(network.key(variant)) for variant in VARIANTS)
 
 
-def test_a_disk_that_takes_no_more_ends_the_process(tmp_path: Path, tiny_network: Callable[..., np.ndarray]) -> None:
-    """What cannot be kept need not be compiled."""
+def test_a_disk_that_takes_no_more_ends_the_process(
+    tmp_path: Path, tiny_network: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be kept need not be compiled, and whoever started it hears of it."""
     compiled = CompiledNetworks(tmp_path, least_free=2**60)
     asked: list[Variant] = []
+    request = Network.request
 
-    class Counting:
-        def __getattr__(self, name: str) -> Any:
-            if name == "compile_model":
-                asked.append(Variant(None, 1))
-            return getattr(runtime(), name)
+    def count(network: Network, variant: Variant) -> Any:
+        asked.append(variant)
+        return request(network, variant)
 
-    variants = [Variant(None, 1), Variant(SHAPE, 1)]
-    module.compile_into(compiled, Counting(), tiny_network(), variants, stride=32, precision="f32")
-    assert len(asked) == 1
+    monkeypatch.setattr(Network, "request", count)
+    assert not module.compile_into(compiled, runtime(), tiny_network(), VARIANTS, stride=32, precision="f32")
+    assert asked == VARIANTS[:1]
+    line = json.dumps({"folder": str(tmp_path), "stride": 32, "precision": "f32", "variants": VARIANTS})
+    code = f"from {module.__name__} import *; import sys; compile_into.__globals__['CompiledNetworks'].write = "
+    code += "lambda *_: False; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, line, str(os.getpid())],
+        input=tiny_network().tobytes(),
+        env=module._environment(),
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == module.NOT_KEPT
 
 
 def until(done: Callable[[], bool]) -> None:

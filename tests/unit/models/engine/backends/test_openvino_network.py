@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from models.engine.backends import openvino_network as module
+from models.engine.backends.openvino_compile import compile_into
 from models.engine.backends.openvino_compiled import CompiledNetworks
 from models.engine.backends.openvino_network import Network, UnfitNetworkError, Variant, runtime
 
@@ -32,8 +33,8 @@ class OnlyReads:
 
 
 def answer(compiled: Any) -> np.ndarray:
-    """Return what a compiled network says of IMAGE."""
-    return np.array(next(iter(compiled.create_infer_request().infer([IMAGE]).values())))
+    """Return what a request of a compiled network says of IMAGE."""
+    return np.array(next(iter(compiled.infer([IMAGE]).values())))
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
@@ -44,9 +45,10 @@ def test_a_network_read_from_disk_answers_to_the_last_bit(
     """As the one that was compiled, and nothing is compiled for it."""
     how = {"stride": 32, "precision": precision, "compiled": CompiledNetworks(tmp_path)}
     here = Network(runtime(), tiny_network(bias=0.3), **how)
-    compiled = here.compile(variant)
-    assert how["compiled"].write(here.key(variant), compiled.export_model().getvalue())
-    read = Network(OnlyReads(), tiny_network(bias=0.3), **how).compile(variant)
+    compiled = here.request(variant)
+    exported = compiled.get_compiled_model().export_model().getvalue()
+    assert how["compiled"].write(here.key(variant), exported)
+    read = Network(OnlyReads(), tiny_network(bias=0.3), **how).request(variant)
     assert np.array_equal(answer(read), answer(compiled))
 
 
@@ -86,8 +88,51 @@ def test_the_key_names_all_that_a_compiled_network_depends_on(
         key(build="2"),
         key(can=()),
     ]
-    monkeypatch.setattr(module, "_FORMAT", module._FORMAT + 1)
+    config = Network._config
+    monkeypatch.setattr(Network, "_config", lambda network, variant: config(network, variant) | {"NUM_STREAMS": 2})
+    others.append(key())
+    monkeypatch.setattr(module, "_code", lambda: "another version of ours")
     assert len({first, *others, key()}) == len(others) + 2
+
+
+def test_code_that_shapes_a_network_is_in_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An update of the service reads nothing that the former one has compiled."""
+    before = module._code.__wrapped__()
+    changed = tmp_path / "openvino_graph.py"
+    changed.write_text("# untangles otherwise")
+    monkeypatch.setattr(module.openvino_graph, "__file__", str(changed))
+    assert module._code.__wrapped__() != before
+
+
+def test_what_was_read_can_be_distrusted(tmp_path: Path, tiny_network: Callable[..., np.ndarray]) -> None:
+    """It is removed, and only that; what this process has compiled is trusted."""
+    compiled = CompiledNetworks(tmp_path)
+    how = {"stride": 32, "precision": "f32"}
+    assert compile_into(compiled, runtime(), tiny_network(), VARIANTS, **how)
+    network = Network(runtime(), tiny_network(), compiled=compiled, **how)
+    assert not network.distrust()
+    network.request(VARIANTS[1])
+    network.request(Variant(SHAPE[::-1], 1))
+    assert network.distrust()
+    assert not network.distrust()
+    assert [compiled.has(network.key(variant)) for variant in VARIANTS] == [True, False]
+    assert not Network(runtime(), tiny_network(), **how).distrust()
+
+
+def test_a_lack_of_memory_damages_no_file(tmp_path: Path, tiny_network: Callable[..., np.ndarray]) -> None:
+    """It passes; the file is as good as before."""
+
+    class Exhausted(OnlyReads):
+        def import_model(self, *_: object) -> None:
+            msg = "std::bad_alloc"
+            raise RuntimeError(msg)
+
+    compiled = CompiledNetworks(tmp_path)
+    assert compile_into(compiled, runtime(), tiny_network(), VARIANTS[:1], stride=32, precision="f32")
+    network = Network(Exhausted(), tiny_network(), stride=32, precision="f32", compiled=compiled)
+    with pytest.raises(RuntimeError, match="bad_alloc"):
+        network.request(VARIANTS[0])
+    assert compiled.has(network.key(VARIANTS[0]))
 
 
 def test_what_the_runtime_refuses_to_read_is_compiled(
@@ -98,7 +143,7 @@ def test_what_the_runtime_refuses_to_read_is_compiled(
     network = Network(runtime(), tiny_network(bias=0.3), stride=32, precision="f32", compiled=compiled)
     assert compiled.write(network.key(VARIANTS[1]), b"not what the runtime writes")
     plain = Network(runtime(), tiny_network(bias=0.3), stride=32, precision="f32")
-    assert np.array_equal(answer(network.compile(VARIANTS[1])), answer(plain.compile(VARIANTS[1])))
+    assert np.array_equal(answer(network.request(VARIANTS[1])), answer(plain.request(VARIANTS[1])))
     assert "is compiled again" in caplog.text
     assert not compiled.has(network.key(VARIANTS[1]))
 
@@ -111,7 +156,7 @@ def test_sizes_are_untangled_before_anything_is_compiled(
     monkeypatch.setattr(module, "untangle_sizes", lambda *given: seen.append(given))
     network = Network(runtime(), tiny_network(), stride=64, precision="f32")
     for variant in VARIANTS:
-        network.compile(variant)
+        network.request(variant)
     assert seen == [(network._model, 64)]
 
 
@@ -120,4 +165,4 @@ def test_a_network_that_is_none_is_named(tiny_network: Callable[..., np.ndarray]
     """Another input, or bytes that are no network."""
     data = np.frombuffer(b"no network", np.uint8) if kind is None else tiny_network(kind=kind)
     with pytest.raises(UnfitNetworkError, match=said):
-        Network(runtime(), data, stride=32, precision="f32").compile(VARIANTS[0])
+        Network(runtime(), data, stride=32, precision="f32").request(VARIANTS[0])
