@@ -110,6 +110,11 @@ class Network:
         with contextlib.nullcontext() if variant.shape is None else self._shaped(model, variant.shape):
             return self._core.compile_model(model, "CPU", self._config(variant)).create_infer_request()
 
+    @property
+    def was_read(self) -> bool:
+        """Return whether a compiled network was read from disk."""
+        return bool(self._known)
+
     def distrust(self) -> bool:
         """Remove from disk what was read from there; return whether anything was."""
         if self._compiled is None:

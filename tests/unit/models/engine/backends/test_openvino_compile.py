@@ -95,6 +95,7 @@ def test_a_load_beside_answers_compiles_nothing_itself(
         for lane, alone in ((0, False), (0, True)):
             assert np.array_equal(session.infer(IMAGE, lane, alone=alone), expected)
     assert compiling == []
+    assert session.shape_cost(SHAPE) - plain.shape_cost(SHAPE) == release.files["model.onnx"].nbytes
     assert len(files(tmp_path / "engines")) == 3
     assert {path.stat().st_mode & 0o077 for path in (tmp_path / "engines", *files(tmp_path / "engines"))} == {0}
     assert session.warm(OTHER)
