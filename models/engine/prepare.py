@@ -65,7 +65,7 @@ class AbandonedError(Exception):
 
 
 class _DoubtError(Exception):
-    """A release was rejected, but of what was compiled elsewhere."""
+    """A release failed, but on what was compiled elsewhere."""
 
 
 @dataclass(slots=True, eq=False)
@@ -113,11 +113,7 @@ class Preparer:
         give_way(LOAD_NICENESS)
         with self.processors.loading(abandoned):
             _stop_if(abandoned)
-            try:
-                return self._prepare(release, serving, warm_like, abandoned, resident)
-            except _DoubtError as doubt:
-                logger.warning("what was compiled before is made anew, since with it a version failed: %s", doubt)
-            return self._prepare(release, serving, warm_like, abandoned, resident, trusting=False)
+            return self._prepare(release, serving, warm_like, abandoned, resident)
 
     def _prepare(
         self,
@@ -126,16 +122,29 @@ class Preparer:
         warm_like: Session | None,
         abandoned: threading.Event,
         resident: Collection[Release],
-        *,
-        trusting: bool = True,
     ) -> Session:
-        """Prepare; trusting: raise _DoubtError where a release may have been spoilt by what was found on disk."""
+        try:
+            return self._try(release, serving, warm_like, abandoned, resident)
+        except _DoubtError as doubt:
+            logger.warning("what was compiled before is made anew, since with it a version failed: %s", doubt)
+        # Nothing is read from disk now, so that there is nothing left to doubt.
+        return self._try(release, serving, warm_like, abandoned, resident)
+
+    def _try(
+        self,
+        release: Release,
+        serving: Release | None,
+        warm_like: Session | None,
+        abandoned: threading.Event,
+        resident: Collection[Release],
+    ) -> Session:
+        """Prepare, or raise _DoubtError where what was found on disk may be what is wrong."""
         with _step("golden"):
             tensors = [letterbox(_decode_golden(image.data), release.contract)[0] for image in release.golden]
         with _step("load"):
             self._check_memory(release, resident)
             beside = None
-            if serving is not None and trusting:
+            if serving is not None:
                 beside = Beside(self._ahead(release, tensors, warm_like), abandoned)
             session = self._load(release, beside)
             self.forms.hold(session, estimate(release))
@@ -148,7 +157,7 @@ class Preparer:
                     self.sight_test(release, lambda data: self._look(session, release, data, abandoned), serving)
             _stop_if(abandoned)
         except BaseException as error:
-            doubted = isinstance(error, ReleaseRejectedError) and session.distrust() and beside is not None
+            doubted = isinstance(error, ReleaseRejectedError | ReleaseFaultError) and session.distrust()
             self.forms.drop(session)
             session.close()
             if doubted:

@@ -62,6 +62,7 @@ def load_fastest(
         try:
             rate = _rate(session, common_shapes(release.contract)[0], clock)
         except BaseException:
+            session.distrust()
             session.close()
             if best is not None:
                 best.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -17,6 +18,7 @@ from planting import copy_of, move_alias
 from processes import named, process_of
 from verdicts import IN_FLIGHT, converged, failed, nobody_suffered, other_version
 
+from models.engine.backends.openvino_compiled import SUFFIX
 from serve.faults import ACTOR_POINTS, REPLICA_POINTS
 
 if TYPE_CHECKING:
@@ -250,3 +252,34 @@ def test_fault_24_proxy_crash(service: Service) -> None:
     recovered = min(e.answered for e in load.exchanges if e.sent > killed and e.status == 200)
     assert all(e.sent < recovered + 2.0 for e in failed(load.exchanges)), "failures go on after the proxy is back"
     assert psutil.pid_exists(service.process.pid)
+
+
+@pytest.mark.parametrize("end", [pytest.param(signal.SIGKILL, marks=pytest.mark.sample), signal.SIGSTOP])
+def test_a_compiling_process_that_ends_or_hangs_costs_no_promotion(
+    service: Service, tmp_path: Path, end: signal.Signals
+) -> None:
+    """Killed for memory, the replicas compile themselves; one that stands still is waited for only so long."""
+    service.settle("1")
+    for path in (service.home / "cache" / "engines").glob(f"*{SUFFIX}"):
+        path.unlink()
+    version = copy_of(service, "2", tmp_path, time.time()).version
+    with Clients(service.url, service.tray, count=4) as load:
+        load.wait_for(0)
+        promote(service, version)
+        deadline = time.monotonic() + 60.0
+        while not (found := _compiling(service)):
+            assert time.monotonic() < deadline, "nothing was compiled apart"
+            time.sleep(0.01)  # the service under test lives in real time
+        found[0].send_signal(end)
+        converged(service, version)
+    nobody_suffered(load)
+    assert not found[0].is_running(), "the process stayed behind"
+    service.settle("1")
+
+
+def _compiling(service: Service) -> list[psutil.Process]:
+    found = []
+    for replica in service.replicas():
+        with contextlib.suppress(psutil.Error):  # one may end while the list is read
+            found += [each for each in replica.children() if "openvino_compile" in " ".join(each.cmdline())]
+    return found

@@ -95,7 +95,7 @@ class Session(Protocol):
         ...
 
     def distrust(self) -> bool:
-        """Have the next load of the release make anew what this one found on disk; return whether it found anything."""
+        """Have all loads of the release make anew what this one found on disk; return whether it found anything."""
         ...
 
     def close(self) -> None:

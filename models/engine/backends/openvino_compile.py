@@ -53,6 +53,8 @@ def compile_once(
 
     Raises nothing: what is missing afterwards is for the caller to compile. abandoned: ends the wait when it is set.
     """
+    if network.digest in compiled.distrusted:
+        return
 
     def make(missing: Sequence[int], left_s: float) -> None:
         compile_apart(network, compiled, [variants[place] for place in missing], abandoned, deadline_s=left_s)
@@ -134,7 +136,6 @@ def compile_into(
         blob = exported if isinstance(exported, bytes) else exported.getvalue()
         if not compiled.write(key, blob):
             return False
-    compiled.prune(keys)
     return True
 
 
@@ -146,7 +147,7 @@ def main(arguments: Sequence[str]) -> int:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != parent:
             return 0
-        # Where memory runs out this goes, not a replica.
+        # Where memory runs out and the kernel picks one process, it picks this.
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_bytes(_OOM_FIRST)
     data = np.frombuffer(sys.stdin.buffer.read(), np.uint8)

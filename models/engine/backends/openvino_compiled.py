@@ -42,8 +42,13 @@ class CompiledNetworks:
     """A folder of compiled networks, by key. Nothing raises OSError: a disk that fails only costs time."""
 
     def __init__(self, folder: Path, *, most_bytes: int = MOST_BYTES, least_free: int = LEAST_FREE) -> None:
-        """Touch nothing yet. folder: on a disk of this machine, made where it is not."""
+        """Touch nothing yet.
+
+        folder: on a disk of this machine, made where it is not. ``distrusted`` holds digests of networks of which this
+        process reads nothing any more; whoever finds one wrong adds it.
+        """
         self.folder = folder
+        self.distrusted: set[str] = set()
         self._most_bytes = most_bytes
         self._least_free = least_free
 
@@ -78,6 +83,7 @@ class CompiledNetworks:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._has_room(len(blob)):
+                logger.warning("the disk is nearly full: compiled networks are not kept in %s", self.folder)
                 return False
             with tempfile.NamedTemporaryFile(dir=self.folder, suffix=PART, delete=False) as file:
                 try:
@@ -98,15 +104,16 @@ class CompiledNetworks:
         with contextlib.suppress(OSError):
             self._path(key).unlink()
 
-    def prune(self, kept: Collection[str]) -> None:
-        """Keep to the folder's space; ``kept`` are the keys of those that are wanted now."""
+    def prune(self, kept: Collection[str], *, most_bytes: int | None = None) -> None:
+        """Keep to the folder's space, or to ``most_bytes``; ``kept`` are the keys of those that are wanted now."""
         stay = {self._path(key) for key in kept}
         found = []
         for path in self.folder.glob(f"*{SUFFIX}"):
             with contextlib.suppress(OSError):  # others discard, too
                 status = path.stat()
                 found.append((status.st_mtime_ns, status.st_size, path))
-        excess = sum(size for _, size, _ in found) - self._most_bytes
+        most_bytes = self._most_bytes if most_bytes is None else most_bytes
+        excess = sum(size for _, size, _ in found) - most_bytes
         for _, size, path in sorted(found):
             if excess > 0 and path not in stay:
                 with contextlib.suppress(OSError):
@@ -135,11 +142,15 @@ class CompiledNetworks:
             return
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not self._has_room(0):
-                return
             lock = filelock.FileLock(self.folder / "lock", timeout=deadline_s, poll_interval=LOCK_POLL_S)
             with lock.acquire(cancel_check=abandoned.is_set):
                 self._sweep()
+                self.prune(keys)
+                if not self._has_room(0):
+                    self.prune(keys, most_bytes=0)
+                    if not self._has_room(0):
+                        logger.warning("the disk is nearly full: every replica compiles its networks itself")
+                        return
                 missing = [place for place, key in enumerate(keys) if not self.has(key)]
                 left = end - time.monotonic()
                 if missing and left > LEAST_S:
@@ -147,7 +158,7 @@ class CompiledNetworks:
         except filelock.Timeout:
             if not abandoned.is_set():
                 logger.warning("another process compiles for longer than %.0f s; this one compiles, too", deadline_s)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter from locks that the file system does not have
             logger.warning("networks are compiled by every replica: %s", error)
 
     def _sweep(self) -> None:
@@ -156,10 +167,7 @@ class CompiledNetworks:
             path.unlink(missing_ok=True)
 
     def _has_room(self, size: int) -> bool:
-        if shutil.disk_usage(self.folder).free >= self._least_free + size:
-            return True
-        logger.warning("the disk is nearly full: compiled networks are not kept in %s", self.folder)
-        return False
+        return shutil.disk_usage(self.folder).free >= self._least_free + size
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{SUFFIX}"

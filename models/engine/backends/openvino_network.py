@@ -116,21 +116,31 @@ class Network:
         return bool(self._known)
 
     def distrust(self) -> bool:
-        """Remove from disk what was read from there; return whether anything was."""
-        if self._compiled is None:
-            return False
+        """Remove from disk what was read from there, and read no more; return whether anything was read."""
         known, self._known = self._known, frozenset()
+        if self._compiled is None or not known:
+            return False
+        self._compiled.distrusted.add(self.digest)
         for key in known:
             self._compiled.discard(key)
-        return bool(known)
+        return True
+
+    def forget(self, variant: Variant) -> bool:
+        """Remove ``variant`` from disk if it was read from there; return whether it was."""
+        key = self.key(variant)
+        if self._compiled is None or key not in self._known:
+            return False
+        self._known -= {key}
+        self._compiled.discard(key)
+        return True
 
     def key(self, variant: Variant) -> str:
         """Return 64 hex digits that name all that the compiled network depends on."""
-        parts = [_code(), *_machine(self._core), self._config(variant), self.stride, self._digest, variant.shape]
+        parts = [_code(), *_machine(self._core), self._config(variant), self.stride, self.digest, variant.shape]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _found(self, variant: Variant) -> Any:
-        if self._compiled is None:
+        if self._compiled is None or self.digest in self._compiled.distrusted:
             return None
         key = self.key(variant)
         blob = self._compiled.read(key)
@@ -148,7 +158,8 @@ class Network:
         return request
 
     @functools.cached_property
-    def _digest(self) -> str:
+    def digest(self) -> str:
+        """Return the digest of its bytes, 64 hex digits."""
         return hashlib.sha256(self.data.data).hexdigest()
 
     def _read(self) -> Any:
@@ -214,8 +225,11 @@ def is_memory(error: Exception) -> bool:
 @functools.cache
 def _code() -> str:
     """Return a digest of our code that shapes a compiled network: an update must not read what another made."""
-    sources = (Path(openvino_graph.__file__), Path(__file__))
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    digest = hashlib.sha256()
+    for source in (Path(openvino_graph.__file__), Path(__file__)):
+        with contextlib.suppress(OSError):  # an installation without sources is told apart by its runtime only
+            digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 def _machine(core: Any) -> list[Any]:

@@ -122,8 +122,8 @@ class OpenVinoSession:
             if key in self._forms:
                 return True
         try:
-            request = self._compile(_variant(self.plan, self._threads, shape, alone=alone))
-            if not self._agrees(request, shape):
+            request = self._agreeing(_variant(self.plan, self._threads, shape, alone=alone), shape)
+            if request is None:
                 return False
         except RuntimeError as error:
             msg = f"the network cannot be compiled for tensors of {shape[0]} x {shape[1]}; it still runs, slower"
@@ -189,6 +189,18 @@ class OpenVinoSession:
             with self._lock:
                 if network.kept:
                     self._idle.setdefault((shape, network.alone), []).append(network)
+
+    def _agreeing(self, variant: Variant, shape: Shape) -> Any:
+        """Return a request that answers as the general form does, None where there is none."""
+        request = self._compile(variant)
+        if self._agrees(request, shape):
+            return request
+        network = self._network
+        if network is None or not network.forget(variant):
+            return None
+        # The file was wrong: another would be no better than what is compiled here.
+        request = self._compile(variant)
+        return request if self._agrees(request, shape) else None
 
     def _agrees(self, request: Any, shape: Shape) -> bool:
         """Return whether a form answers a picture of noise exactly as the general form does."""

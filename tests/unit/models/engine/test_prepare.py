@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from engine_scenes import png
 
-from models.engine.backends.backend import Ahead, Beside, Plan
+from models.engine.backends.backend import Ahead, Plan
 from models.engine.backends.fake import FakeBackend, FakeSession
 from models.engine.forms import Form, FormCache
 from models.engine.prepare import SIGHT_CONF, AbandonedError, Preparer, estimate
@@ -110,37 +111,44 @@ def test_a_load_beside_answers_says_what_it_will_warm(make_release: Callable[...
     assert len(ahead) == len(set(ahead))
 
 
-@pytest.mark.parametrize("cause", ["blind", "NaN", "found again"])
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("cause", ["blind", "NaN", "fails", "its own"])
 def test_what_was_compiled_elsewhere_condemns_no_release(
-    make_release: Callable[..., Release], picture: Callable, cause: str, caplog: pytest.LogCaptureFixture
+    make_release: Callable[..., Release],
+    caplog: pytest.LogCaptureFixture,
+    cause: str,
+    *,
+    beside: bool,
 ) -> None:
-    """A rejection counts only of what this replica has compiled itself: a spoilt file would condemn it for all."""
+    """A failure counts only on what this replica has compiled itself: a spoilt file would condemn it for all."""
     backend = FakeBackend()
-    loads: list[Beside | None] = []
-    load = backend.load
-
-    def spoilt(release: Release, plan: Plan, beside: Beside | None) -> FakeSession:
-        loads.append(beside)
-        backend.found = beside is not None or cause == "found again"
-        backend.finite = not (backend.found and cause != "blind")
-        backend.blind = backend.found and cause == "blind"
-        return load(release, plan, beside)
 
     def see(_release: Release, detect: Callable[[bytes], Detections], _serving: Release | None) -> None:
-        if not len(detect(picture(64, 64)).boxes):
+        if not len(detect(png(0)).boxes):
             msg = "sees nothing"
             raise ReleaseRejectedError(msg, step="golden")
 
     work = preparer(backend, sight_test=see)
-    serving = make_release("a")
-    work.prepare(serving, None, None, threading.Event())
+    serving = make_release("a") if beside else None
+    if beside:
+        work.prepare(make_release("a"), None, None, threading.Event())
+    load = backend.load
+    trusted = [True, False]
+
+    def spoilt(release: Release, *how: object) -> FakeSession:
+        backend.found = trusted.pop(0)
+        wrong = backend.found or cause == "its own"
+        backend.blind = wrong and cause in {"blind", "its own"}
+        backend.finite = not (wrong and cause == "NaN")
+        backend.infer_error = BackendError("broken") if wrong and cause == "fails" else None
+        return load(release, *how)
+
     backend.load = spoilt
-    with pytest.raises(ReleaseRejectedError) if cause == "found again" else contextlib.nullcontext():
+    with pytest.raises(ReleaseRejectedError) if cause == "its own" else contextlib.nullcontext():
         work.prepare(make_release("b"), serving, None, threading.Event())
-    assert [beside is not None for beside in loads] == [True, False]
+    assert trusted == []
     assert "is made anew" in caplog.text
-    closed = [session.closed for session in backend.sessions]
-    assert closed == [False, True, cause == "found again"]
+    assert [session.closed for session in backend.sessions][-2:] == [True, cause == "its own"]
 
 
 def test_what_this_replica_has_compiled_is_rejected_at_once(make_release: Callable[..., Release]) -> None:

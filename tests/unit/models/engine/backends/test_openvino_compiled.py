@@ -76,11 +76,25 @@ def test_those_that_were_not_read_for_longest_go(tmp_path: Path) -> None:
 def test_a_disk_that_is_nearly_full_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What only saves time must not take what the audit and the ledger need."""
+    """What only saves time must not take what the audit and the ledger need, nor keep it."""
+    CompiledNetworks(tmp_path).write("old", b"x")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     assert not CompiledNetworks(tmp_path, least_free=100).write("a", b"x")
     assert CompiledNetworks(tmp_path, least_free=99).write("a", b"x")
     assert "nearly full" in caplog.text
+    full = CompiledNetworks(tmp_path, least_free=101)
+    full.complete(["a", "b"], lambda *_: pytest.fail("started"), threading.Event(), deadline_s=WAIT_S)
+    assert [full.has(key) for key in ("a", "old")] == [True, False]
+    assert "compiles its networks itself" in caplog.text
+
+
+def test_the_folder_keeps_to_its_space_before_more_is_made(tmp_path: Path) -> None:
+    """Whatever became of earlier processes."""
+    networks = CompiledNetworks(tmp_path, most_bytes=100)
+    for key in "abc":
+        networks.write(key, bytes(60))
+    networks.complete(["c", "d"], lambda *_: None, threading.Event(), deadline_s=WAIT_S)
+    assert [key for key in "abc" if networks.has(key)] == ["c"]
 
 
 def test_a_write_that_fails_leaves_nothing(

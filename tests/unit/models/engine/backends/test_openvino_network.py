@@ -105,7 +105,7 @@ def test_code_that_shapes_a_network_is_in_its_key(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_was_read_can_be_distrusted(tmp_path: Path, tiny_network: Callable[..., np.ndarray]) -> None:
-    """It is removed, and only that; what this process has compiled is trusted."""
+    """It is removed, and only that, and this process reads no more of it; what it has compiled itself is trusted."""
     compiled = CompiledNetworks(tmp_path)
     how = {"stride": 32, "precision": "f32"}
     assert compile_into(compiled, runtime(), tiny_network(), VARIANTS, **how)
@@ -115,6 +115,11 @@ def test_what_was_read_can_be_distrusted(tmp_path: Path, tiny_network: Callable[
     network.request(Variant(SHAPE[::-1], 1))
     assert network.distrust()
     assert not network.distrust()
+    assert compile_into(CompiledNetworks(tmp_path), runtime(), tiny_network(), VARIANTS[1:], **how)
+    again = Network(runtime(), tiny_network(), compiled=compiled, **how)
+    again.request(VARIANTS[1])
+    assert not again.was_read, "another process has written it again, and it was read"
+    compiled.discard(network.key(VARIANTS[1]))
     assert [compiled.has(network.key(variant)) for variant in VARIANTS] == [True, False]
     assert not Network(runtime(), tiny_network(), **how).distrust()
 

@@ -12,11 +12,14 @@ import pytest
 from models.engine.backends import openvino_session as module
 from models.engine.backends.backend import Plan
 from models.engine.backends.openvino import OpenVinoBackend
-from models.engine.backends.openvino_network import Variant
+from models.engine.backends.openvino_compile import compile_into
+from models.engine.backends.openvino_compiled import CompiledNetworks
+from models.engine.backends.openvino_network import Network, Variant, runtime
 from models.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from models.engine.backends.openvino_session import OpenVinoSession
     from models.types import Release
@@ -211,6 +214,24 @@ def test_closing_while_a_form_is_made(session: OpenVinoSession, *, alone: bool) 
     assert session._forms == {}
     with pytest.raises(BackendError, match="closed session"):
         compile_one(Variant(SHAPE, 1))
+
+
+@pytest.mark.parametrize("wrong", ["file", "form"])
+def test_a_form_that_was_read_and_disagrees_is_compiled(
+    tmp_path: Path, backend: OpenVinoBackend, release: Release, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    """Only if that disagrees as well is there none; the file is removed."""
+    compiled = CompiledNetworks(tmp_path)
+    how = {"stride": release.contract.stride, "precision": backend.precision}
+    data = release.files["model.onnx"]
+    assert compile_into(compiled, runtime(), data, [Variant(SHAPE, 1)], **how)
+    network = Network(runtime(), data, compiled=compiled, **how)
+    session = module.OpenVinoSession(network, PLAN, threads=2, weights=data.nbytes)
+    verdicts = [False, wrong == "file"]
+    monkeypatch.setattr(session, "_agrees", lambda *_: verdicts.pop(0))
+    assert session.warm(SHAPE) == (wrong == "file")
+    assert verdicts == []
+    assert not compiled.has(network.key(Variant(SHAPE, 1)))
 
 
 def test_costs_grow_with_pixels_and_weights(backend: OpenVinoBackend, release: Release) -> None:
