@@ -6,8 +6,8 @@ far a load gives way matters only on the processor where it is. So meanwhile eac
 processor of its own, the one where it is if nobody else has taken it. On a machine with more processors than work that
 is where the kernel would have kept it anyway.
 
-Loads take turns: at most half of the processors load at once, so that an image finds one that does not. Together they
-take hardly longer, since the first compiles for the others.
+Loads take turns: at most half of the processors load at once, so that an image finds one that does not. On OpenVINO
+the first compiles for the others, so that together they take hardly longer.
 
 Who has taken what is told by locks on a file, one byte a processor (open file description locks, ``fcntl(2)``): they
 work across processes, and end with whoever holds them. Services with files of their own do not see each other. A thread

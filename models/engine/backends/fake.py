@@ -93,6 +93,7 @@ class FakeBackend:
         self.sessions: deque[FakeSession] = deque(maxlen=remembered)
         self.beside: Beside | None = None
         self.found = False
+        """Whether its sessions say that they found something on disk."""
         self._plan = plan or Plan(lanes=1, max_batch=8)
 
     def plans(self) -> tuple[Plan, ...]:

@@ -30,6 +30,12 @@ def test_replicas_of_a_machine_agree_on_its_processors(tmp_path: Path) -> None:
     assert files == {Settings(home=tmp_path).cache / "processors.lock"}
 
 
+def test_loads_onto_a_gpu_take_no_turns(tmp_path: Path) -> None:
+    """They take minutes and leave the processors alone."""
+    settings = Settings(home=tmp_path, models=("a",), gpus=1, backend="onnxruntime")
+    assert engine_settings(settings, 2, taken=0).processors is None
+
+
 @pytest.mark.parametrize(("factor", "doubt"), [(1.0, 1.0), (1.1, 1.1), (1.6, 1.2), (2.0, 1.5), (8.0, 6.0)])
 def test_a_pace_is_doubted_only_where_the_gate_might_refuse_it(factor: float, doubt: float) -> None:
     """A promotion waits for every further look, so what the gate lets pass easily gets none; what it refuses, all."""

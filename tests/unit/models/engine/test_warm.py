@@ -103,11 +103,13 @@ def test_a_single_plan_is_not_measured(make_release: Callable) -> None:
 
 
 def test_a_failing_measurement_frees_what_it_loaded(make_release: Callable) -> None:
-    """An error leaves no session open."""
+    """An error leaves no session open, and nothing on disk that may be what is wrong."""
     backend = FakeBackend(infer_error=BackendError("broken"))
+    backend.found = True
     with pytest.raises(BackendError):
         load_fastest(backend, make_release(), PLANS, budget_s=10.0)
     assert all(session.closed for session in backend.sessions)
+    assert not backend.found
 
 
 def test_common_shapes_follow_the_contract() -> None:
